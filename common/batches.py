@@ -1,0 +1,45 @@
+"""The order of the training examples: a function of (seed, step) alone, so that arms and resumed runs see the same."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from common.errors import UserError
+from tasks import Example, Task
+
+WINDOW = 32  # batches among which rows are sorted by length, so that a batch has little padding
+
+
+def fit(e: Example, limit: int, side: str | None) -> Example:
+    """The example with at most `limit` prompt tokens, cut on `side` ("left", "right"; None = UserError instead)."""
+    if not e.prompt or not e.answer:
+        raise UserError(f"example {e.id} has an empty {'answer' if e.prompt else 'prompt'}: remove it from the data")
+    if len(e.prompt) <= limit:
+        return e
+    if side is None or e.blanks:
+        raise UserError(f"example {e.id} has a prompt of {len(e.prompt)} tokens, max_prompt_tokens is {limit}: raise it")
+    return replace(e, prompt=e.prompt[-limit:] if side == "left" else e.prompt[:limit])
+
+
+class Batches:
+    """batches[step] -> `bsz` examples; every epoch is a new permutation, each row at most once in it."""
+
+    def __init__(self, task: Task, bsz: int, seed: int, limit: int):
+        if len(task.train) < bsz:
+            raise UserError(f"{len(task.train)} training examples don't fill a batch of bsz={bsz}: lower bsz or raise n_train")
+        self.task, self.bsz, self.seed, self.limit = task, bsz, seed, limit
+        self.at, self.window = None, []  # the window that was used last
+
+    def __getitem__(self, step: int) -> list[Example]:
+        epoch, i = divmod(step, len(self.task.train) // self.bsz)
+        if self.at != (epoch, i // WINDOW):
+            self.at, self.window = (epoch, i // WINDOW), self.make_window(epoch, i // WINDOW)
+        return self.window[i % WINDOW]
+
+    def make_window(self, epoch: int, number: int) -> list[list[Example]]:
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.task.train))
+        first, n = number * WINDOW * self.bsz, WINDOW * self.bsz
+        rows = [fit(self.task.train[int(i)], self.limit, self.task.truncate) for i in order[first : first + n]]
+        rows.sort(key=lambda e: len(e.prompt))
+        batches = [rows[i : i + self.bsz] for i in range(0, len(rows) - self.bsz + 1, self.bsz)]
+        return [batches[i] for i in np.random.default_rng((self.seed, epoch, number)).permutation(len(batches))]

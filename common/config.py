@@ -1,0 +1,137 @@
+"""Configuration of a script: the globals at its top, overridden by config files, then by --key=value.
+
+    from common import config
+    settings = config.override(globals())     # after the last configurable global
+
+    python train_sft.py configs/a.py configs/b.py --lr=1e-4 --task_args.n_digits=6 --compare
+
+Later beats earlier. A key is a lower-case global of simple type (int, float, bool, str, list, tuple, dict, None); the
+comment behind it is its help text. Config files are data: assignments of known keys, names with a leading underscore
+are their own business, and the docstring says how to run them.
+"""
+
+import ast
+import difflib
+import io
+import runpy
+import sys
+import tokenize
+from pathlib import Path
+
+from common.errors import UserError
+
+SIMPLE = (int, float, bool, str, list, tuple, dict, type(None))
+_files: list[str] = []
+_changes: list[str] = []
+
+
+def files() -> list[str]:
+    """The config files that the last override() read, in order."""
+    return list(_files)
+
+
+def changes() -> str:
+    """What the last override() changed, one `key = value  (was default)` a line."""
+    return "\n".join(_changes) or "config: all defaults"
+
+
+def override(g: dict, argv: list[str] | None = None) -> dict:
+    """Apply files and flags of `argv` (default: the command line) to the globals `g` -> all keys and their values.
+
+    Prints help and exits on -h or --help. Raises UserError for an unknown key, a wrong type or an unreadable file.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    defaults = {k: v for k, v in g.items() if k in _assigned(g["__file__"]) and isinstance(v, SIMPLE)}
+    if "-h" in argv or "--help" in argv:
+        print(_help(g, defaults))
+        raise SystemExit(0)
+    values = dict(defaults)
+    _files[:] = [a for a in argv if not a.startswith("-")]
+    for path in _files:
+        for key, value in _read(path).items():
+            _set(values, defaults, key, value, where=path)
+    for arg in (a for a in argv if a.startswith("-")):
+        name, eq, text = arg.lstrip("-").partition("=")
+        key, dot, item = name.replace("-", "_").partition(".")
+        default = _known(defaults, key, where=arg)
+        if dot:
+            if not isinstance(default, dict):
+                raise UserError(f"{arg}: {key} is not a dict, it has no item {item!r}")
+            values[key] = {**values[key], item: _literal(text)}
+        elif not eq and not isinstance(default, bool):
+            raise UserError(f"{arg}: a value is missing, write --{name}=VALUE")
+        else:
+            value = text if isinstance(default, str) else _literal(text) if eq else True
+            _set(values, defaults, key, value, where=arg)
+    _changes[:] = [f"{k} = {v!r}  (was {defaults[k]!r})" for k, v in values.items() if v != defaults[k]]
+    g.update(values)
+    return values
+
+
+def _assigned(path: str) -> dict[str, int]:
+    """{lower-case name assigned at the top level of a script: its line}."""
+    out = {}
+    for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name.islower() and not name.startswith("_"):
+                out[name] = node.end_lineno
+    return out
+
+
+def _known(defaults: dict, key: str, where: str):
+    if key not in defaults:
+        near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "--help lists all keys"
+        raise UserError(f"{where}: unknown key {key!r}, {hint}")
+    return defaults[key]
+
+
+def _set(values: dict, defaults: dict, key: str, value, where: str) -> None:
+    default = _known(defaults, key, where)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, SIMPLE) or (default is not None and type(value) is not type(default)):
+        wanted = "a simple value" if default is None else f"{type(default).__name__} like {default!r}"
+        raise UserError(f"{where}: {key} must be {wanted}, got {value!r} ({type(value).__name__})")
+    values[key] = value
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _read(path: str) -> dict:
+    """The assignments of a config file."""
+    try:
+        Path(path).read_text(encoding="utf-8")
+        found = runpy.run_path(path)
+    except FileNotFoundError as e:
+        raise UserError(f"config file {path} does not exist") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"config file {path} is not UTF-8 text (byte {e.start})") from e
+    except SyntaxError as e:
+        raise UserError(f"config file {path}, line {e.lineno}: {e.msg}") from e
+    except Exception as e:
+        raise UserError(f"config file {path}: {type(e).__name__}: {e}") from e
+    found = {k: v for k, v in found.items() if not k.startswith("_")}
+    for k, v in found.items():
+        if not isinstance(v, SIMPLE):
+            raise UserError(f"config file {path}: {k} is a {type(v).__name__}, but a config holds only plain values")
+    return found
+
+
+def _help(g: dict, defaults: dict) -> str:
+    """The script's docstring, then each key with its default and the comment behind it."""
+    source = Path(g["__file__"]).read_text(encoding="utf-8")
+    comments, lines = {}, _assigned(g["__file__"])
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            comments[token.start[0]] = token.string.lstrip("# ")
+    rows = [f"  --{k}={v!r:24} {comments.get(lines[k], '')}".rstrip() for k, v in defaults.items()]
+    return "\n".join([(g.get("__doc__") or "").strip(), "", "keys and their defaults:", *rows])

@@ -1,0 +1,168 @@
+"""Generate from an RWKV-7, with or without Future-Seed.
+
+    python sample.py                                      # the newest run below out/: a few of its validation examples
+    python sample.py --model=out/RUN --prompt="..."       # a run of train_sft.py: its weights, tokenizer and seed
+    python sample.py --model=rwkv7-g1d-0.1b-20260129-ctx8192 --prompt="The Eiffel tower is in"
+    python sample.py --model=file.pth --tokenizer=chars:0123456789,# --prompt="12345,"
+    python sample.py --model=out/RUN --compare            # the same with the seed off and on
+    python sample.py --model=... --chat                   # talk to it (G1 template); an empty line ends it
+
+A prompt that holds the tokenizer's mask (`_` for chars:...) is filled in place instead of continued.
+In a chat the whole conversation is read again at every turn: a seed belongs to one complete prompt.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import tasks
+from common import config, run
+from common.download import fetch
+from common.errors import UserError
+from common.tokenizer import Stream, get_tokenizer
+from model import RWKV7, FutureSeed
+
+# --- config
+model = ""  # directory of a run, a .pth file, or a name that `python -m common.download` lists; "" = newest run in out/
+prompt = ""  # "" = validation examples of the run's task
+n_examples = 3  # how many of those
+chat = False  # talk instead
+compare = False  # with the seed off, then on
+future_seed = True  # read the prompt with the run's seed, if it has one
+tokenizer = ""  # world | bytes | gpt2 | chars:ALPHABET; "" = the run's own, or world
+vocab_file = ""
+max_new_tokens = 200
+temperature = 1.0  # 0 = always the likeliest token
+top_p = 0.7  # keep the likeliest tokens that make up this probability (before temperature, as pip rwkv does)
+presence_penalty = 0.0  # subtracted from the logit of every token that was generated before ...
+frequency_penalty = 0.0  # ... and this for each time it was
+penalty_decay = 0.996  # how fast both are forgotten, per token
+stop = []  # strings that end the output, e.g. --stop='["\n\n"]'
+seed = 0  # of the sampling
+dtype = "float32"  # float32 | bfloat16
+device = "auto"
+
+
+def load():
+    """-> model, seed module or None, tokenizer, the run's config.json or None."""
+    where = Path(model) if model else run.newest_run()
+    if where is None:
+        raise UserError("there is no trained model below out/: run `python train_sft.py configs/quickstart.py`, or name one: --model=...")
+    record, seed_file, weights = None, None, where
+    if where.is_dir():
+        on = where / "on" if (where / "on" / "last").exists() else where  # a comparison: its seeded arm
+        last = on if (on / "model.pth").exists() else on / "last"
+        weights, seed_file = last / "model.pth", last / "seed.pt"
+        home = next((p for p in (where, *where.resolve().parents[:3]) if (p / "config.json").exists()), None)
+        record = run.read_json(home / "config.json") if home else None
+    net = RWKV7.load(weights if weights.exists() or weights.suffix == ".pth" else fetch(model), getattr(torch, dtype))
+    tok = get_tokenizer(tokenizer or (record["config"]["tokenizer"] if record else "world"), vocab_file or None)
+    tok.check(net.cfg.vocab_size)
+    net.dtype = getattr(torch, dtype)
+    dev = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    fs = FutureSeed.load(seed_file, net.cfg) if seed_file and seed_file.exists() else None
+    print(f"{weights}: L{net.cfg.n_layer} C{net.cfg.n_embd} V{net.cfg.vocab_size}, tokenizer {tok.name}, "
+          f"{'with' if fs else 'no'} Future-Seed", file=sys.stderr)  # fmt: skip
+    return net.to(dev).eval(), fs and fs.to(dev), tok, record
+
+
+def pick(logits, counts, generator) -> int:
+    """Draw a token from logits (V,), which are changed; counts: decayed number of times each token was drawn."""
+    for t, n in counts.items():
+        logits[t] -= presence_penalty + frequency_penalty * n
+    if temperature == 0:
+        return int(logits.argmax())
+    p = torch.softmax(logits.float().cpu(), dim=-1)
+    sorted_p = p.sort(descending=True).values
+    cutoff = sorted_p[int((sorted_p.cumsum(0) < top_p).sum().clamp(max=len(p) - 1))]
+    p = torch.where(p < cutoff, 0.0, p) ** (1 / temperature)
+    return int(torch.multinomial(p, 1, generator=generator))
+
+
+@torch.no_grad()
+def generate(net, fs, tok, ids: list[int], stops: list[str]):
+    """Yield the continuation of `ids` piece by piece; ends at end-of-text, a stop string or max_new_tokens."""
+    generator, stream, counts, held = torch.Generator().manual_seed(seed), Stream(tok), {}, ""
+    logits, state = net.prefill(torch.tensor([ids], device=net.emb.weight.device), seed=fs)
+    for _ in range(max_new_tokens):
+        token = pick(logits[0], counts, generator)
+        if token == tok.eot_id:
+            break
+        counts = {t: n * penalty_decay for t, n in counts.items()}
+        counts[token] = counts.get(token, 0.0) + 1
+        held += stream.push(token)
+        ends = [i for s in stops if (i := held.find(s)) >= 0]
+        if ends:
+            yield held[: min(ends)]
+            return
+        # what could be the beginning of a stop string waits for the next token
+        keep = max((n for s in stops for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+        logits, state = net.step(torch.tensor([token], device=net.emb.weight.device), state)
+    yield held + stream.flush()
+
+
+@torch.no_grad()
+def fill(net, fs, tok, ids: list[int]) -> list[int]:
+    """The prompt with the likeliest token at each of its blanks, all read off in one pass."""
+    h, _ = net(torch.tensor([ids], device=net.emb.weight.device), seed=fs)
+    best = net.head(h[0]).argmax(-1).tolist()
+    return [b if t == tok.mask_id else t for t, b in zip(ids, best, strict=True)]
+
+
+def complete(net, fs, tok, ids: list[int], stops: list[str]) -> str:
+    """Print the continuation, or the prompt with its blanks filled, as it comes -> its text."""
+    pieces = [tok.decode(fill(net, fs, tok, ids))] if tok.mask_id in ids else generate(net, fs, tok, ids, stops)
+    text = ""
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        text += piece
+    print()
+    return text
+
+
+def talk(net, fs, tok):
+    history = ""
+    while True:
+        try:
+            line = input("User: ")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        history += f"User: {' '.join(line.split())}\n\nAssistant:"
+        print("Assistant:", end="", flush=True)
+        history += complete(net, fs, tok, tok.encode(history), [*stop, "\n\n"]).rstrip() + "\n\n"
+
+
+def main():
+    config.override(globals())
+    if chat and compare:
+        raise UserError("chat and compare don't go together: choose one")
+    net, fs, tok, record = load()
+    if compare and fs is None:
+        raise UserError(f"--compare needs a model with a seed.pt beside it, {model or 'the newest run'} has none")
+    arms = [("seed off", None), ("seed on", fs)] if compare else [("", fs if future_seed else None)]
+    if chat:
+        return talk(net, arms[0][1], tok)
+    if prompt:
+        examples = [(tok.encode(prompt), None)]
+    elif record:
+        c = record["config"]
+        job = tasks.build(c["task"], tok, c["data_seed"], c["n_train"], c["n_val"], **c["task_args"])
+        examples = [(e.prompt, tok.decode(e.answer)) for e in job.val[:n_examples]]
+    else:
+        raise UserError('nothing to continue: give a prompt, --prompt="..."')
+    for ids, target in examples:
+        if not ids:
+            raise UserError("the prompt is empty")
+        print(f"\nprompt   {tok.decode(ids)}" + (f"\ntarget   {target}" if target else ""))
+        for label, module in arms:
+            print(f"{label or 'output':8}", end=" ")
+            complete(net, module, tok, ids, stop)
+
+
+if __name__ == "__main__":
+    run.cli(main)

@@ -1,0 +1,82 @@
+"""Reading the user's files: rows of JSON, and texts of about a sentence from prose, WikiText or JSON."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.errors import UserError
+
+# white space after . ! or ? and perhaps a closing mark, before a capital letter; not after an initial or a title
+SENTENCE_END = re.compile(
+    r"""(?:(?<=[.!?])|(?<=[.!?]["”)]))(?<!\b[A-Z]\.)(?<!\b[MDS][rt]\.)(?<!\bMrs\.)\s+(?=["“(]?[A-Z])"""
+)
+
+
+def read_text(path: str) -> str:
+    """The file as text, with or without a byte order mark, line ends as \\n; UserError if absent or not UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as e:
+        raise UserError(f"{path} can't be read ({e.strerror}): check the path of the data") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text (byte {e.start}): convert it, e.g. with iconv -t UTF-8") from e
+
+
+def read_rows(path: str) -> list[tuple[int, dict]]:
+    """(line number, object) of a .jsonl file, or (row number, object) of a .json list; UserError names a bad one."""
+    text, whole = read_text(path), str(path).endswith(".json")
+    at, rows = 1, []
+    try:
+        if whole and not isinstance(rows := json.loads(text), list):
+            raise UserError(f"{path} is not a list of rows like [{{...}}, ...]: mend it, or make it a .jsonl file")
+        rows = list(enumerate(rows, 1))
+        for at, line in enumerate([] if whole else text.split("\n"), 1):
+            if line.strip():
+                rows.append((at, json.loads(line)))
+    except json.JSONDecodeError as e:
+        raise UserError(f"{path}:{e.lineno if whole else at} is not JSON ({e.msg}): mend or remove the line") from e
+    for at, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{at} is not an object like {{...}}: mend or remove the row")
+    return rows
+
+
+def row_text(row: dict) -> str:
+    """The field "text", else question and answer and what other fields of that kind there are."""
+    fields = ("question", "answer", "instruction", "prompt", "output")
+    text = row.get("text") or " ".join(str(row[field]) for field in fields if field in row)
+    return " ".join(str(text).split())
+
+
+def sentences(paragraphs: list[str], min_chars: int) -> Iterator[str]:
+    """The sentences of each paragraph; a short one is joined with those after it."""
+    for paragraph in paragraphs:
+        piece = ""
+        for sentence in SENTENCE_END.split(" ".join(paragraph.split())):
+            piece = f"{piece} {sentence}".strip()
+            if len(piece) >= min_chars:
+                yield piece
+                piece = ""
+        if piece:
+            yield piece
+
+
+def detokenize(line: str) -> str:
+    """A line of WikiText as it was before words and marks were set apart: 7 @.@ 2 kg ( 9 lb ) -> 7.2 kg (9 lb)."""
+    line = re.sub(r' " ([^"]*) " ', r' "\1" ', re.sub(r" @(.)@ ", r"\1", f" {line} "))
+    line = re.sub(r" (?='(?:s|t|m|d|re|ve|ll)\b)", "", line)  # John 's
+    return re.sub(r"([(\[]) ", r"\1", re.sub(r" (?=[.,;:!?)\]])", "", line)).strip()
+
+
+def read_texts(path: str, wikitext: bool, min_chars: int) -> Iterator[str]:
+    """The texts of a file: a row each (.json, .jsonl), else sentences, where blank lines separate paragraphs."""
+    if path.endswith((".json", ".jsonl")):
+        return (row_text(row) for _, row in read_rows(path))
+    text = read_text(path)
+    if wikitext or path.endswith(".tokens"):
+        lines = (line.strip() for line in text.split("\n"))
+        return sentences([detokenize(line) for line in lines if not line.startswith("= ")], min_chars)
+    # Project Gutenberg puts its own words before and after a book
+    text = re.split(r"\*\*\* ?END OF", re.split(r"\*\*\* ?START OF.*", text)[-1])[0]
+    return sentences(re.split(r"\n\s*\n", text), min_chars)

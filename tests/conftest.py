@@ -1,0 +1,38 @@
+"""Shared by all tests: where the real data lies (optional), and small random models."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("RWKV_V7_ON", "1")  # the pip package `rwkv`, our oracle, reads these when it is imported
+os.environ.setdefault("RWKV_JIT_ON", "0")
+os.environ.setdefault("RWKV_CUDA_ON", "0")
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def data():
+    """Path of a file below ../shared/data; skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"real data not here: {DATA / name}")
+        return DATA / name
+
+    return find
+
+
+def random_model(n_layer=3, n_embd=128, vocab_size=50, head_size=64, seed=0, **sizes):
+    """A model none of whose parameters is at a special value, so that every term of the equations counts."""
+    from model import RWKV7, RWKVConfig
+
+    net = RWKV7(RWKVConfig(n_layer, n_embd, vocab_size, head_size, **sizes)).init_weights()
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=g))
+    return net

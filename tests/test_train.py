@@ -1,0 +1,321 @@
+"""train_sft.py as its users run it: records, comparison, resume, interruption, several processes, bad input."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import ROOT, random_model
+
+TINY = """
+task = "infill"
+task_args = {"n_digits": 3}
+tokenizer = "chars:0123456789LMR=|_#"
+n_layer = 2
+n_embd = 32
+head_size = 16
+n_train = 400
+n_val = 12
+bsz = 4
+max_steps = 6
+eval_every = 3
+save_every = 2
+log_every = 1
+n_show = 1
+lr = 1e-3
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Path of a config whose runs take a second."""
+    (tmp_path / "tiny.py").write_text(TINY + f"out_dir = {str(tmp_path / 'out')!r}\n")
+    return tmp_path / "tiny.py"
+
+
+def command(*args):
+    return [sys.executable, "train_sft.py", *map(str, args)]
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script in this process -> (its last message if it failed, or None, what it printed)."""
+
+    def run(*args, name="train_sft.py"):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+            error = None
+        except SystemExit as e:
+            error = None if e.code in (0, None) else str(e.code)
+        return error, capsys.readouterr().out
+
+    return run
+
+
+def rows(run_dir, kind="train", drop=("seconds",)):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    kept = [r for r in map(json.loads, lines) if r["kind"] == kind]
+    return [{k: v for k, v in r.items() if k not in drop} for r in kept]
+
+
+def only(path):
+    (found,) = path.iterdir()
+    return found
+
+
+def test_a_run_leaves_a_complete_record(tiny, script):
+    error, out = script(tiny)
+    assert error is None
+    run = only(tiny.parent / "out")
+    assert run.name.startswith("tiny-")
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["max_steps"] == 6
+    assert config["config"]["bsz"] == 4
+    assert len(config["val_hash"]) == 64
+    assert config["torch"] == torch.__version__
+    assert [r["step"] for r in rows(run)] == [1, 2, 3, 4, 5, 6]
+    evals = rows(run, "eval")
+    assert [r["step"] for r in evals] == [0, 3, 6]
+    assert {"loss", "token_accuracy", "accuracy", "exact", "gate"} <= set(evals[-1])
+    assert {p.name for p in (run / "last").iterdir()} == {"model.pth", "seed.pt", "trainer.pt"}
+    assert {p.name for p in (run / "best").iterdir()} == {"model.pth", "seed.pt"}
+    assert (run / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    log = (run / "log.txt").read_text()
+    assert "class RWKV7" in log, "the log must hold the source that was run"
+    assert "step 6/6" in out
+    assert "causal ceiling 0.1" in out
+    assert out.splitlines()[-1] == f"wrote {run}"
+
+
+def test_compare_trains_both_arms_on_the_same_batches(tiny, script):
+    error, out = script(tiny, "--compare=True")
+    assert error is None
+    run = only(tiny.parent / "out")
+    off, on = rows(run / "off"), rows(run / "on")
+    assert [r["tokens"] for r in off] == [r["tokens"] for r in on]
+    result = json.loads((run / "compare.json").read_text())
+    assert set(result["on"]["controls"]) == {"no seed", "other row's seed", "random seed"}
+    assert not (run / "off" / "last" / "seed.pt").exists()
+    line = next(x for x in out.splitlines() if x.startswith("accuracy "))
+    difference = result["on"]["accuracy"] - result["off"]["accuracy"]
+    assert f"{difference:+.4f}" in line
+    # the arms start from the same weights: closing the gate makes them equal
+    error, _ = script(tiny, "--compare", "--fs_seed_scale=0.0", f"--out_dir={tiny.parent / 'closed'}")
+    closed = only(tiny.parent / "closed")
+    assert [r["loss"] for r in rows(closed / "off")] == [r["loss"] for r in rows(closed / "on")]
+    assert [r["loss"] for r in off] == [r["loss"] for r in rows(closed / "off")]
+    assert [r["loss"] for r in off] != [r["loss"] for r in on]
+
+
+def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script):
+    slow = (tiny, "--max_steps=400", "--save_every=5", "--eval_every=150", "--lr_schedule=constant", "--compare")
+    env = dict(os.environ, PYTHONUNBUFFERED="1")
+    victim = subprocess.Popen(command(*slow), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env)
+    for line in victim.stdout:
+        if line.startswith("step  13/"):
+            break
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    run = only(tiny.parent / "out")
+    at = torch.load(run / "off" / "last" / "trainer.pt", weights_only=True)["progress"]["step"]
+    assert 10 <= at < 400
+    n = at + 7
+    assert script(f"--resume={run}", f"--max_steps={n}")[0] is None
+    assert script(*slow, f"--max_steps={n}", f"--out_dir={tiny.parent / 'whole'}")[0] is None
+    whole = only(tiny.parent / "whole")
+    for arm in ("off", "on"):
+        assert rows(run / arm) == rows(whole / arm)
+        assert rows(run / arm, "eval") == rows(whole / arm, "eval")
+        a, b = (torch.load(r / arm / "last" / "model.pth", weights_only=True) for r in (run, whole))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny):
+    args = command(tiny, "--max_steps=100000", "--save_every=100000", "--eval_every=100000")
+    env = dict(os.environ, PYTHONUNBUFFERED="1")
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    for line in process.stdout:
+        if line.startswith("step      3/"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    run = only(tiny.parent / "out")
+    assert process.returncode == 130
+    assert f"--resume={run}" in out
+    assert "Traceback" not in err
+    step = torch.load(run / "last" / "trainer.pt", weights_only=True)["progress"]["step"]
+    assert step >= 3
+    assert len(rows(run)) == step
+
+
+@pytest.mark.skipif(os.name == "nt", reason="torchrun with gloo")
+def test_two_processes_and_micro_batches_give_the_same_losses(tiny, script):
+    def losses(run):
+        return [r["loss"] for r in rows(run)], [r["accuracy"] for r in rows(run, "eval")]
+
+    assert script(tiny, f"--out_dir={tiny.parent / 'one'}")[0] is None
+    assert script(tiny, "--micro_bsz=3", f"--out_dir={tiny.parent / 'micro'}")[0] is None
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
+    subprocess.run([*torchrun, "train_sft.py", str(tiny), f"--out_dir={tiny.parent / 'two'}"], cwd=ROOT, check=True,
+                   capture_output=True, timeout=120, env=dict(os.environ, OMP_NUM_THREADS="1"))  # fmt: skip
+    want = losses(only(tiny.parent / "one"))
+    for name in ("micro", "two"):
+        got = losses(only(tiny.parent / name))
+        assert got[0] == pytest.approx(want[0], rel=2e-5)
+        assert got[1] == pytest.approx(want[1], abs=0.03)
+
+
+def test_train_only_the_seed_leaves_the_model_alone(tiny, script):
+    random_model(2, 32, 17, 16).save(tiny.parent / "base.pth")
+    error, _ = script(tiny, "--train_only=seed", f"--model={tiny.parent / 'base.pth'}", "--alpha_lr=0.1")
+    assert error is None
+    run = only(tiny.parent / "out")
+    a, b = (torch.load(p, weights_only=True) for p in (tiny.parent / "base.pth", run / "last" / "model.pth"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    gates = [r["gate"] for r in rows(run, "eval")]
+    assert gates[0] != gates[-1]
+
+
+def test_muon_bfloat16_head_and_input_gates_run(tiny, script):
+    args = ("--optimizer=muon", "--dtype=bfloat16", "--fs_gate=head", "--fs_input_gate", "--checkpointing=True")
+    error, _ = script(tiny, *args, "--max_steps=2")
+    assert error is None
+    assert len(rows(only(tiny.parent / "out"))) == 2
+
+
+def test_loss_weighs_every_answer_token_the_same(tiny, script, tmp_path):
+    """The logged loss of a step is the sum over its answer tokens divided by their number, by an independent sum."""
+    data = [{"prompt": "12,", "answer": "21"}, {"prompt": "3456,", "answer": "6"}, {"prompt": "7,", "answer": "89012"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in data))
+    net = random_model(2, 32, 12, 16)
+    net.save(tmp_path / "base.pth")
+    error, _ = script(
+        tiny, "--task=jsonl", f"--task_args={{'data': {str(tmp_path / 'rows.jsonl')!r}, 'val_data': {str(tmp_path / 'rows.jsonl')!r}}}",
+        "--tokenizer=chars:0123456789,#", f"--model={tmp_path / 'base.pth'}", "--n_train=0", "--n_val=0", "--bsz=3",
+        "--max_steps=1", "--future_seed=False",
+    )  # fmt: skip
+    assert error is None
+    encode = lambda s: torch.tensor([["0123456789,#".index(c) for c in s]])
+    total = n = 0
+    with torch.no_grad():
+        for r in data:
+            logits = net.head(net(encode(r["prompt"] + r["answer"]))[0])[0, len(r["prompt"]) - 1 :]
+            want = encode(r["answer"] + "#")[0]
+            total += torch.nn.functional.cross_entropy(logits, want, reduction="sum").item()
+            n += len(want)
+    assert rows(only(tiny.parent / "out"))[0]["loss"] == pytest.approx(total / n, rel=1e-5)
+
+
+class TestBadInput:
+    """Each: one clear sentence, non-zero exit, and no run directory that looks finished."""
+
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            (["--n_stepz=3"], ["n_stepz"]),
+            (["--optimizer=sgd"], ["optimizer", "adamw, muon"]),
+            (["--task=punk"], ["punk", "punc"]),
+            (["--task_args.digits=4"], ["digits", "n_digits"]),
+            (["--fs_layer_start=2"], ["layer_start 2", "2-layer"]),
+            (["--model=nowhere.pth"], ["nowhere.pth"]),
+            (["--tokenizer=chars:0123456789LMR=|#"], ["mask"]),
+            (["--tokenizer=chars:abc_#"], ["0123456789LMR=|"]),
+            (["--max_prompt_tokens=5"], ["max_prompt_tokens"]),
+            (["--bsz=1000"], ["bsz=1000"]),
+            (["--compare", "--time_budget=5"], ["time_budget"]),
+            (["--head_size=24"], ["head_size 24"]),
+            (["--resume=nowhere"], ["nowhere"]),
+        ],
+    )
+    def test_one_sentence(self, tiny, script, args, words):
+        error, _ = script(tiny, *args)
+        assert error, "it should have failed"
+        assert error.startswith("error: ")
+        assert "\n" not in error
+        assert all(w in error for w in words), error
+
+    def test_nan_stops_and_keeps_the_last_good_weights(self, tiny, script):
+        error, _ = script(tiny, "--lr=1e30", "--grad_clip=0.0", "--warmup=0", "--eval_every=100", "--save_every=1")
+        assert "step" in error
+        assert "last good weights" in error
+        run = only(tiny.parent / "out")
+        assert (run / "last" / "model.pth").exists()
+
+    def test_wrong_tokenizer_for_the_vocabulary(self, tiny, script, tmp_path):
+        random_model(2, 32, 9, 16).save(tmp_path / "base.pth")
+        error, _ = script(tiny, f"--model={tmp_path / 'base.pth'}")
+        assert "9" in error
+        assert "chars:" in error
+
+    def test_out_of_memory_names_what_to_lower(self, tiny, script, monkeypatch):
+        def explode(*args, **kwargs):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+        monkeypatch.setattr("torch.nn.functional.cross_entropy", explode)
+        error, _ = script(tiny)
+        assert "out of memory" in error
+        assert "micro_bsz" in error
+
+    def test_full_disk_loses_nothing(self, tiny, script, monkeypatch):
+        real, calls = torch.save, []
+
+        def full(obj, path):
+            calls.append(path)
+            if len(calls) > 6:
+                raise OSError(28, "No space left on device")
+            real(obj, path)
+
+        monkeypatch.setattr(torch, "save", full)
+        error, _ = script(tiny)
+        assert "no space left" in error
+        run = only(tiny.parent / "out")
+        assert torch.load(run / "last" / "trainer.pt", weights_only=True)["progress"]["step"] >= 0
+        assert not list(run.rglob("*.tmp"))
+
+
+def test_resume_refuses_another_model(tiny, script):
+    assert script(tiny)[0] is None
+    run = only(tiny.parent / "out")
+    error, _ = script(f"--resume={run}", "--n_embd=64")
+    assert "resume with the same config" in error
+
+
+def test_help_lists_every_key(script):
+    error, out = script("--help")
+    assert error is None
+    for word in ("train_sft.py configs/quickstart.py", "max_steps", "fs_layer_start", "evaluate only", "examples a step"):
+        assert word in out
+
+
+def test_order_of_batches_is_a_function_of_seed_and_step():
+    from common.batches import WINDOW, Batches
+    from tasks import Example, Task
+
+    examples = [Example(str(i), [1] * (1 + i % 9), [2]) for i in range(WINDOW * 4 * 2 + 10)]
+    task = Task(examples, [], lambda *_: {}, "x", {}, 1)
+    a, b = Batches(task, 4, 0, 100), Batches(task, 4, 0, 100)
+    per_epoch = len(examples) // 4
+    order = [[e.id for e in a[i]] for i in range(2 * per_epoch)]
+    assert order[37] == [e.id for e in b[37]], "a resumed run must find its batch without reading those before"
+    first = [i for batch in order[:per_epoch] for i in batch]
+    assert len(set(first)) == len(first) >= len(examples) - 3 * 4
+    assert order[:per_epoch] != order[per_epoch:]
+    assert [[e.id for e in Batches(task, 4, 1, 100)[i]] for i in range(9)] != order[:9]
+    spread = [max(len(e.prompt) for e in a[i]) - min(len(e.prompt) for e in a[i]) for i in range(WINDOW)]
+    assert sum(spread) / len(spread) < 1, "rows of a batch should be alike in length"
+
+
+def test_time_budget_stops(tiny, script):
+    start = time.perf_counter()
+    assert script(tiny, "--max_steps=1000000", "--time_budget=0.5")[0] is None
+    assert time.perf_counter() - start < 30
+    assert 1 <= len(rows(only(tiny.parent / "out"))) < 10000

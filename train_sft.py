@@ -1,0 +1,357 @@
+"""Post-train an RWKV-7 on a task, with and without Future-Seed, and measure the difference.
+
+    python train_sft.py configs/quickstart.py                         # from scratch, both arms, minutes on a CPU
+    python train_sft.py configs/punc_head_l8.py --bsz=4               # any key below can be overridden
+    python train_sft.py --resume=out/punc_head_l8-20261121-120000     # goes on as if it had never stopped
+    torchrun --nproc_per_node=2 train_sft.py configs/punc_head_l8.py  # same losses, the batch is shared out
+
+Writes out/<config>-<time>/: config.json, metrics.jsonl, log.txt, curve.png, last/ and best/ (model.pth in the official
+layout, seed.pt), and last/trainer.pt to resume from. With compare=True the two arms are in off/ and on/ below it.
+"""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import tasks
+from common import config, dist, run
+from common.batches import Batches, fit
+from common.checkpoint import restore_trainer, save_trainer
+from common.download import fetch
+from common.errors import UserError
+from common.tokenizer import get_tokenizer
+from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig, left_pad
+from wkv_cuda import describe
+
+# --- config
+# the model
+model = ""  # an official .pth, by path or by a name that `python -m common.download` lists; "" = from scratch
+n_layer = 2  # sizes of a model from scratch
+n_embd = 128
+head_size = 64
+tokenizer = "world"  # world | bytes | gpt2 | chars:ALPHABET
+vocab_file = ""  # vocabulary of the tokenizer, if not in its usual place
+# the data
+task = "infill"  # a file in tasks/
+task_args = {}  # its options; one of them: --task_args.n_digits=6
+n_train = 100000  # training examples (a generated task makes them as they are needed)
+n_val = 256  # validation examples: fixed, always evaluated in full
+max_prompt_tokens = 4096  # a longer prompt is an error, or cut on the side that the task allows
+# Future-Seed (the equation is in model.py)
+future_seed = True  # False: plain RWKV-7
+compare = False  # train both arms from the same weights on the same batches and print the table
+fs_layer_start = 1  # first layer (0-based) that starts from a seed
+fs_gate = "scalar"  # scalar: one alpha a layer | head: one a layer and head
+fs_alpha_init = -2.0  # sigmoid(-2) = 0.12
+fs_input_gate = False  # the gate also looks at the last prompt token
+fs_seed_scale = 1.0  # constant factor of the gate
+fs_schedule = "none"  # over depth, from fs_m_min to fs_m_max: none | linear | cos
+fs_m_min = 1.0
+fs_m_max = 1.0
+fs_norm = True  # divide the state by its RMS
+fs_detach = False  # no gradient into the layer below through the seed
+fs_clip = 0.0  # elementwise bound of the seed; 0 = off
+# optimisation
+train_only = "all"  # all | seed: nothing but the gate
+optimizer = "adamw"  # adamw | muon: Muon for the matrices of the blocks, AdamW for the rest
+lr = 3e-4  # att.w0 gets twice as much, as officially
+muon_lr = 1e-2  # of the matrices if optimizer is muon
+alpha_lr = 1e-3  # alpha of a scalar gate; 0 = fixed
+alpha_head_lr = 1e-3  # alpha of a head gate; 0 = fixed
+fs_w_lr = 1e-3  # u of the input gate; 0 = fixed
+fs_b_lr = 1e-3  # beta of the input gate; 0 = fixed
+weight_decay = 0.01  # of matrices
+beta1 = 0.9
+beta2 = 0.99
+grad_clip = 1.0  # bound of the gradient's norm; 0 = off
+bsz = 8  # examples a step, over all processes
+micro_bsz = 0  # examples a forward pass; 0 = all of a process's share
+max_steps = 1000  # 0 = evaluate only
+time_budget = 0.0  # stop after so many seconds of training; 0 = off
+warmup = 20  # steps
+lr_schedule = "cosine"  # cosine (to a tenth) | constant
+# evaluation and output
+eval_every = 250  # steps; the last step is always evaluated, and that evaluation is the reported one
+eval_bsz = 32
+eval_decode = True  # score free decoding, not only teacher forcing
+n_show = 2  # examples to print at an evaluation
+log_every = 20  # steps
+save_every = 250  # steps; also before every evaluation, at the end and on Ctrl-C
+out_dir = "out"
+resume = ""  # directory of a run to continue
+# numerics
+dtype = "float32"  # float32 | bfloat16: what the blocks compute in; weights, moments, state and loss stay fp32
+device = "auto"  # auto | cpu | cuda
+checkpointing = False  # recompute activations in the backward pass: less memory, a third more time
+seed = 0  # of the initial weights and the order of the batches
+data_seed = 1234  # of the examples, so that the validation set stays when `seed` changes
+
+SOURCES = ("train_sft.py", "model.py", "wkv_cuda/reference.py")  # log.txt begins with them
+
+
+# --- model
+def build_model(tok, dev) -> RWKV7:
+    torch.manual_seed(seed)
+    if model:
+        net = RWKV7.load(fetch(model))
+    else:
+        net = RWKV7(RWKVConfig(n_layer, n_embd, tok.vocab_size, head_size)).init_weights()
+    tok.check(net.cfg.vocab_size)
+    net.dtype, net.checkpointing = getattr(torch, dtype), checkpointing
+    return net.to(dev)
+
+
+def build_seed(net, dev) -> FutureSeed:
+    options = {f.name: globals()[f"fs_{f.name}"] for f in fields(SeedConfig)}
+    return FutureSeed(SeedConfig(**options), net.cfg).to(dev)
+
+
+def build_optimizers(net, fs) -> dict[str, torch.optim.Optimizer]:
+    """AdamW with the official groups (Muon for the blocks' matrices if asked), and a group for each kind of gate."""
+    groups, optimizers = net.param_groups(lr, weight_decay), {}
+    if train_only == "seed":
+        net.requires_grad_(False)
+        groups = []
+    elif optimizer == "muon":
+        hidden = {id(p) for p in net.blocks.parameters()}
+        matrices = groups[0]["params"]
+        groups[0]["params"] = [p for p in matrices if id(p) not in hidden]
+        optimizers["muon"] = torch.optim.Muon([p for p in matrices if id(p) in hidden], muon_lr, weight_decay)
+    if fs is not None:
+        rates = {"alpha": alpha_head_lr if fs_gate == "head" else alpha_lr, "u": fs_w_lr, "beta": fs_b_lr}
+        for name, p in fs.named_parameters():
+            p.requires_grad_(rates[name] > 0)
+            groups.append(dict(params=[p], lr=rates[name], weight_decay=0.0))
+    optimizers["adamw"] = torch.optim.AdamW(groups, betas=(beta1, beta2))
+    for o in optimizers.values():
+        for group in o.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def lr_scale(step: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    p = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    return 1.0 if lr_schedule == "constant" else 0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2
+
+
+# --- loss
+def targets_of(e, eot: int) -> list[int]:
+    """What is learnt from an example: its blanks, or its answer closed by end-of-text."""
+    return e.answer if e.blanks or e.answer[-1] == eot else [*e.answer, eot]
+
+
+def predict(net, fs, rows, eot: int):
+    """Teacher forcing -> (logits (R, V) fp32, targets (R,)), one row for each blank or answer token of `rows`."""
+    dev, answers = net.emb.weight.device, [targets_of(e, eot) for e in rows]
+    prompts, lengths = left_pad([e.prompt for e in rows])
+    h, state = net(prompts.to(dev), lengths=lengths, seed=fs)
+    P = h.shape[1]
+    # blanks are read off the prompt where they stand; an answer's first token off the prompt's last position ...
+    at = [(i, P - len(e.prompt) + p) for i, e in enumerate(rows) for p in (e.blanks or [len(e.prompt) - 1])]
+    targets = [t for e, a in zip(rows, answers, strict=True) for t in (a if e.blanks else a[:1])]
+    i, p = torch.tensor(at, device=dev).unbind(1)
+    picked = [h[i, p]]
+    # ... and its other tokens off the answer's own segment, which goes on from the prompt's state
+    inputs = [[] if e.blanks else a[:-1] for e, a in zip(rows, answers, strict=True)]
+    if A := max(map(len, inputs)):
+        tokens = torch.tensor([x + [0] * (A - len(x)) for x in inputs], device=dev)
+        h, _ = net(tokens, state)
+        picked.append(h[torch.tensor([[j < len(x) for j in range(A)] for x in inputs], device=dev)])
+        targets += [t for a, x in zip(answers, inputs, strict=True) if x for t in a[1:]]
+    return net.head(torch.cat(picked)).float(), torch.tensor(targets, device=dev)
+
+
+# --- evaluation
+@torch.no_grad()
+def decode(net, fs, rows, eot: int, max_new: int) -> list[list[int]]:
+    """Greedy free decoding: each row's answer up to end-of-text, or the best token at each of its blanks."""
+    dev = net.emb.weight.device
+    prompts, lengths = left_pad([e.prompt for e in rows])
+    h, state = net(prompts.to(dev), lengths=lengths, seed=fs)
+    if rows[0].blanks:
+        blanks = [[h.shape[1] - len(e.prompt) + p for p in e.blanks] for e in rows]
+        return [net.head(h[i, at]).argmax(-1).tolist() for i, at in enumerate(blanks)]
+    token, out, unfinished = net.head(h[:, -1]).argmax(-1), [[] for _ in rows], set(range(len(rows)))
+    for _ in range(max_new):
+        for i, t in enumerate(token.tolist()):
+            if i in unfinished:
+                unfinished.discard(i) if t == eot else out[i].append(t)
+        if not unfinished:
+            break
+        logits, state = net.step(token, state)
+        token = logits.argmax(-1)
+    return out
+
+
+@torch.no_grad()
+def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
+    """The whole validation set -> metrics, [(example, predicted ids)] in the order of the set."""
+    mine = sorted(range(rank, len(job.val), world), key=lambda i: len(job.val[i].prompt))
+    nll = right = count = 0.0
+    out = []
+    for batch in (mine[i : i + eval_bsz] for i in range(0, len(mine), eval_bsz)):
+        rows = [job.val[i] for i in batch]
+        logits, targets = predict(net, fs, rows, eot)
+        nll += F.cross_entropy(logits, targets, reduction="sum").item()
+        right += (logits.argmax(-1) == targets).sum().item()
+        count += len(targets)
+        if eval_decode:
+            out += zip(batch, decode(net, fs, rows, eot, job.max_new_tokens), strict=True)
+    nll, right, count = dist.sum_numbers([nll, right, count], net.emb.weight.device)
+    metrics = dict(loss=nll / count, token_accuracy=right / count, tokens_right=int(right), tokens=int(count))
+    answers = dict(pair for part in dist.gather(out) for pair in part)
+    pairs = [(e, answers[i]) for i, e in enumerate(job.val)] if eval_decode else []
+    return metrics | (job.score(job.val, [got for _, got in pairs]) if pairs else {}), pairs
+
+
+# --- loop
+def training_step(net, fs, optimizers, params, rows, eot, rank, world, scale) -> tuple[float, float]:
+    """One update on `rows`, shared out over the processes -> loss (nats/token), gradient norm; none if not finite."""
+    n = sum(len(targets_of(e, eot)) for e in rows)  # of the whole step: every answer token weighs the same
+    mine, loss = rows[rank::world], 0.0
+    size = micro_bsz or max(1, len(mine))
+    for micro in (mine[i : i + size] for i in range(0, len(mine), size)):
+        part = F.cross_entropy(*predict(net, fs, micro, eot), reduction="sum") / n
+        part.backward()
+        loss += part.item()
+    dist.sum_gradients(params)
+    (loss,) = dist.sum_numbers([loss], params[0].device)
+    norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
+    if math.isfinite(loss) and math.isfinite(norm):
+        for o in optimizers.values():
+            for group in o.param_groups:
+                group["lr"] = group["peak_lr"] * scale
+            o.step()
+            o.zero_grad()
+    return loss, norm
+
+
+def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dict:
+    """One arm, from its first step or where it was left, to its last -> metrics of the last evaluation."""
+    net = build_model(tok, dev)
+    fs = build_seed(net, dev) if seeded else None
+    optimizers, batches = build_optimizers(net, fs), Batches(job, bsz, seed, max_prompt_tokens)
+    params = [p for o in optimizers.values() for g in o.param_groups for p in g["params"] if p.requires_grad]
+    parts = {"net": net, **optimizers, **({"fs": fs} if seeded else {})}
+    at = dict(step=0, tokens=0, seconds=0.0, best=math.inf)  # how far we are
+    log = run.Recorder(run_dir if rank == 0 else None, SOURCES)
+    if run_dir and (run_dir / "last" / "trainer.pt").exists():
+        at = restore_trainer(run_dir / "last" / "trainer.pt", parts)
+        log.rewind(at["step"])
+    log.print(f"\n{run_dir}: Future-Seed {'on' if seeded else 'off'}, {sum(p.numel() for p in net.parameters()):,} parameters,"
+              f" {sum(p.numel() for p in params):,} trained (gate included), from step {at['step']}")  # fmt: skip
+    def save(best=False):
+        if rank == 0:
+            where = run_dir / ("best" if best else "last")
+            net.save(where / "model.pth")
+            if seeded:
+                fs.save(where / "seed.pt", tokenizer=tok.name)
+            if not best:
+                save_trainer(where / "trainer.pt", parts, at)
+
+    while True:
+        if dist.any_of(run.interrupted(), dev):
+            save()
+            raise KeyboardInterrupt
+        final = at["step"] >= max_steps or 0 < time_budget <= at["seconds"]
+        if final or at["step"] % eval_every == 0:
+            save()  # first: a long evaluation may be killed
+            metrics, pairs = evaluate(net, fs, job, tok.eot_id, rank, world)
+            if seeded:
+                metrics["gate"] = [round(fs.gate(l).mean().item(), 5) for l in range(fs_layer_start, net.cfg.n_layer)]
+            samples = [tuple(tok.decode(ids) for ids in (e.prompt, e.answer, got)) for e, got in pairs[:n_show]]
+            log.evaluation(at, metrics, job.levels, samples)
+            if metrics["loss"] < at["best"]:
+                at["best"] = metrics["loss"]
+                save(best=True)
+        elif at["step"] % save_every == 0:
+            save()
+        if final:
+            break
+        t0, rows, scale = time.perf_counter(), batches[at["step"]], lr_scale(at["step"])
+        loss, norm = training_step(net, fs, optimizers, params, rows, tok.eot_id, rank, world, scale)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(f"loss {loss}, gradient norm {norm} at step {at['step']}: stopped; the last good weights are in "
+                            f"{run_dir}/last; lower lr={lr} or raise warmup={warmup}")  # fmt: skip
+        at["step"] += 1
+        at["tokens"] += sum(len(e.prompt) + len(e.answer) for e in rows)
+        at["seconds"] += time.perf_counter() - t0
+        log.progress(at, loss, norm, lr * scale, time.perf_counter() - t0, max_steps, log_every)
+    if seeded and compare:
+        metrics["controls"] = controls(net, fs, job, tok.eot_id, rank, world)
+    return metrics
+
+
+def controls(net, fs, job, eot, rank, world) -> dict:
+    """The trained seeded arm, evaluated with something else in the seed's place. What survives is not Future-Seed's."""
+    out = {"no seed": evaluate(net, None, job, eot, rank, world)[0]}
+    for fs.control in ("other row", "random"):
+        out[f"{fs.control} seed".replace("row seed", "row's seed")] = evaluate(net, fs, job, eot, rank, world)[0]
+    fs.control = "none"
+    return out
+
+
+# --- check
+def check(world: int):
+    for key, known in (("optimizer", "adamw muon"), ("lr_schedule", "cosine constant"), ("train_only", "all seed"),
+                       ("dtype", "float32 bfloat16"), ("device", "auto cpu cuda")):  # fmt: skip
+        if globals()[key] not in known.split():
+            raise UserError(f"{key}={globals()[key]!r}: use one of {', '.join(known.split())}")
+    if compare and time_budget:
+        raise UserError("compare=True needs equal steps in both arms: use max_steps instead of time_budget")
+    if train_only == "seed" and not future_seed:
+        raise UserError("train_only='seed' trains nothing with future_seed=False: set one of the two")
+    if bsz < world:
+        raise UserError(f"bsz={bsz} is less than one example for each of the {world} processes")
+
+
+def main():
+    settings = config.override(globals())
+    if resume:
+        globals().update(run.read_json(Path(resume) / "config.json")["config"])
+        settings = config.override(globals())  # what the command line says still counts
+    rank, world, dev = dist.init(device)
+    check(world)
+    tok = get_tokenizer(tokenizer, vocab_file or None)
+    job = tasks.build(task, tok, data_seed, n_train, n_val, **task_args)
+    cut = sum(len(e.prompt) > max_prompt_tokens for e in job.val)
+    job.val = [fit(e, max_prompt_tokens, job.truncate) for e in job.val]
+    name = Path(config.files()[0]).stem if config.files() else task
+    run_dir = Path(resume) if resume else run.new_run_dir(out_dir, name) if rank == 0 else None
+
+    log = run.Recorder(run_dir if rank == 0 else None)
+    log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype} | wkv: {describe()}")
+    log.print(config.changes())
+    val_ids = [(e.id, e.prompt, e.answer, e.blanks) for e in job.val]
+    val_hash = hashlib.sha256(json.dumps(val_ids).encode()).hexdigest()
+    log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation examples ({val_hash[:12]}), {cut} of them cut")
+    if rank == 0:
+        base = run.sha256(fetch(model)) if model else None
+        record = dict(config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels, **run.environment())
+        run.write_json(run_dir / "config.json", record)
+
+    arms = {"off": False, "on": True} if compare else {"": future_seed}
+    results = {}
+    with run.out_of_memory(f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"), run.catch_interrupt(run_dir):
+        for arm, seeded in arms.items():
+            results[arm] = train(run_dir and run_dir / arm, seeded, job, tok, rank, world, dev)
+    if rank == 0:
+        if compare:
+            log.print(run.comparison(results["off"], results["on"], job.metric, job.levels))
+            run.write_json(run_dir / "compare.json", dict(metric=job.metric, levels=job.levels, **results))
+        curves = {arm or name: run_dir / arm for arm in arms}
+        run.plot_curves(run_dir / "curve.png", curves, job.metric if eval_decode else "token_accuracy", job.levels, name)
+        log.print(f"wrote {run_dir}")
+    dist.close()
+
+
+if __name__ == "__main__":
+    run.cli(main)

@@ -1,0 +1,211 @@
+"""The WKV7 operator of RWKV-7, with a start state, an end state and gradients through both.
+
+    y, sT = wkv7(r, w, k, v, a, b, s0)
+
+    S_t = S_{t-1} diag(d_t) + (S_{t-1} a_t) b_t^T + v_t k_t^T ,   y_t = S_t r_t ,   d_t = exp(-exp(w_t))
+
+Backends: `cpp` (wkv7.cpp, compiled at first use), `torch` (chunked, any device), `reference` (the loop). The best that
+works is chosen and the reason is in describe(); WKV_BACKEND=name forces one, and then a failure is fatal.
+`python -m wkv_cuda` builds, tests against fp64 and reports: send its output with a bug report.
+"""
+
+import ctypes
+import functools
+import os
+import sys
+
+import torch
+
+from common.errors import UserError
+from wkv_cuda.build import BuildError, Library, load
+from wkv_cuda.reference import wkv7_chunked, wkv7_loop
+
+CHUNK, MAX_N = 32, 128  # of wkv7.cpp: steps between checkpoints; largest head size
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def wkv7(r, w, k, v, a, b, s0=None):
+    """Run the recurrence over T >= 0 steps.
+
+    r w k v a b: (B, T, H, N), all fp32, bf16 or fp64. w <= 0, with d = exp(-exp(w)); -inf means no decay, so that a step
+    with w = -inf and k = v = a = b = 0 changes nothing. (Larger w is exact too, but for the torch form: see LOWEST.)
+    s0: (B, H, N, N) [value, key], fp32 (fp64 with fp64 operands), None = zeros.
+    Returns y (B, T, H, N) in the operands' dtype and the state after step T, like s0. Differentiable once in everything.
+    Raises UserError for operands that don't fit together.
+    Source: RWKV-7 (arXiv 2503.14456), section 4; RWKV-LM RWKV-v7.
+    """
+    B, T, H, N = check(r, w, k, v, a, b, s0)
+    if r.device.type == "cpu" and r.dtype in DTYPES and N <= MAX_N and T > 0 and backend() == "cpp":
+        grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (r, w, k, v, a, b, s0))
+        if not grad and not torch.compiler.is_compiling():  # skip the dispatcher: it costs more than a decoding step
+            y, sT, _, _ = forward_cpp(r, w, k, v, a, b, s0, False)
+        else:
+            y, sT, _, _ = torch.ops.future_seed.wkv7(r, w, k, v, a, b, s0, grad)
+        return y, sT
+    if s0 is None:
+        s0 = r.new_zeros(B, H, N, N, dtype=torch.float64 if r.dtype == torch.float64 else torch.float32)
+    return (wkv7_loop if backend() == "reference" else wkv7_chunked)(r, w, k, v, a, b, s0)
+
+
+def check(r, w, k, v, a, b, s0) -> tuple[int, int, int, int]:
+    if r.dim() != 4:
+        raise UserError(f"wkv7: r must be (B, T, H, N), got {tuple(r.shape)}")
+    for name, t in (("w", w), ("k", k), ("v", v), ("a", a), ("b", b)):
+        if t.shape != r.shape or t.dtype != r.dtype or t.device != r.device:
+            raise UserError(
+                f"wkv7: {name} is {tuple(t.shape)} {t.dtype} on {t.device}, expected {tuple(r.shape)} {r.dtype} on {r.device} like r"
+            )
+    if r.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        raise UserError(f"wkv7: operands are {r.dtype}, expected float32, bfloat16 or float64")
+    B, T, H, N = r.shape
+    wanted = torch.float64 if r.dtype == torch.float64 else torch.float32
+    if s0 is not None and (s0.shape != (B, H, N, N) or s0.dtype != wanted or s0.device != r.device):
+        raise UserError(
+            f"wkv7: s0 is {tuple(s0.shape)} {s0.dtype} on {s0.device}, expected {(B, H, N, N)} {wanted} on {r.device}"
+        )
+    return B, T, H, N
+
+
+# ---- the choice of a backend
+
+
+@functools.cache
+def _chosen() -> tuple[str, str, Library | None]:
+    """-> name, why, library. Made once a process, at the first call."""
+    forced = os.environ.get("WKV_BACKEND", "")
+    if forced in ("torch", "reference"):
+        return forced, "WKV_BACKEND says so", None
+    if forced == "cuda":
+        raise UserError("WKV_BACKEND=cuda: there is no CUDA kernel in this version, GPUs run the torch form (WKV_BACKEND=torch)")
+    if forced not in ("", "cpp"):
+        raise UserError(f"WKV_BACKEND={forced}: use reference, torch or cpp")
+    try:
+        library = load()
+        self_check(library)
+        return "cpp", f"{library.compiler}", library
+    except BuildError as e:
+        if forced:
+            raise UserError(f"WKV_BACKEND=cpp, but it can't be built:\n{e}") from e
+        reason = str(e).splitlines()
+        why = f"{reason[0]}{' ...' if len(reason) > 1 else ''}"
+        print(f"wkv: torch form (about 10 times slower on a CPU than C++), because {why}; python -m wkv_cuda says more", file=sys.stderr)
+        return "torch", why, None
+
+
+def backend() -> str:
+    """Name of the backend for fp32 and bf16 operands on the CPU."""
+    return _chosen()[0]
+
+
+def describe() -> str:
+    name, why, _ = _chosen()
+    return f"{name} ({why})"
+
+
+# ---- C++
+
+
+def _pointer(t):
+    return 0 if t is None else t.data_ptr()
+
+
+def forward_cpp(r, w, k, v, a, b, s0, save: bool, library: Library | None = None):
+    B, T, H, N = r.shape
+    operands = [t.contiguous() for t in (r, w, k, v, a, b)]
+    s0 = None if s0 is None else s0.contiguous()
+    y, sT = torch.empty_like(operands[0]), torch.empty(B, H, N, N, dtype=torch.float32)
+    n_saved = (-(-T // CHUNK), T) if save else (0, 0)
+    checkpoints, sa = torch.empty(B, H, n_saved[0], N, N), torch.empty(B, H, n_saved[1], N)
+    pointers = (ctypes.c_void_p * 6)(*map(_pointer, operands))
+    failed = (library or _chosen()[2]).dll.wkv7_forward(
+        threads(B * H * T), DTYPES[r.dtype], B, T, H, N, pointers, _pointer(s0), y.data_ptr(), sT.data_ptr(),
+        checkpoints.data_ptr() if save else 0, sa.data_ptr() if save else 0,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("wkv7: no memory for a thread's state")
+    return y, sT, checkpoints, sa
+
+
+def backward_cpp(r, w, k, v, a, b, checkpoints, sa, dy, dsT):
+    B, T, H, N = r.shape
+    operands = [t.contiguous() for t in (r, w, k, v, a, b)]
+    dy, dsT = dy.contiguous(), None if dsT is None else dsT.contiguous()
+    grads, ds0 = [torch.empty_like(t) for t in operands], torch.empty(B, H, N, N, dtype=torch.float32)
+    pointers, out = (ctypes.c_void_p * 6)(*map(_pointer, operands)), (ctypes.c_void_p * 6)(*map(_pointer, grads))
+    failed = _chosen()[2].dll.wkv7_backward(
+        threads(B * H * T), DTYPES[r.dtype], B, T, H, N, pointers, checkpoints.data_ptr(), sa.data_ptr(), dy.data_ptr(),
+        _pointer(dsT), out, ds0.data_ptr(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("wkv7: no memory for a thread's states")
+    return *grads, ds0
+
+
+def threads(steps: int) -> int:
+    """Starting a thread costs as much as a few dozen steps of one head."""
+    return min(torch.get_num_threads(), 1 + steps // 64)
+
+
+def self_check(library: Library) -> None:
+    """Refuse a library that computes something else: a miscompilation must not become a result."""
+    g = torch.Generator().manual_seed(0)
+    r, w, k, v, a, b = (0.5 * torch.randn(1, 3, 1, 20, generator=g) for _ in range(6))
+    s0 = torch.randn(1, 1, 20, 20, generator=g)
+    for got, want in zip(forward_cpp(r, w, k, v, a, b, s0, False, library), wkv7_loop(r, w, k, v, a, b, s0), strict=False):
+        if not torch.allclose(got, want, rtol=1e-4, atol=1e-4):
+            raise BuildError(f"{library.path} computes wrong results (compiler {library.compiler})")
+
+
+# ---- registration with torch: autograd, and shapes for torch.compile
+
+
+@torch.library.custom_op("future_seed::wkv7", mutates_args=())
+def _forward(
+    r: torch.Tensor, w: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
+    s0: torch.Tensor | None, save: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    return forward_cpp(r, w, k, v, a, b, s0, save)
+
+
+@_forward.register_fake
+def _(r, w, k, v, a, b, s0, save):
+    B, T, H, N = r.shape
+    new = functools.partial(r.new_empty, dtype=torch.float32)
+    chunks, steps = (-(-T // CHUNK), T) if save else (0, 0)
+    return torch.empty_like(r, memory_format=torch.contiguous_format), new(B, H, N, N), new(B, H, chunks, N, N), new(B, H, steps, N)
+
+
+@torch.library.custom_op("future_seed::wkv7_backward", mutates_args=())
+def _backward(
+    r: torch.Tensor, w: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
+    checkpoints: torch.Tensor, sa: torch.Tensor, dy: torch.Tensor, dsT: torch.Tensor | None,
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:  # fmt: skip
+    return backward_cpp(r, w, k, v, a, b, checkpoints, sa, dy, dsT)
+
+
+@_backward.register_fake
+def _(r, w, k, v, a, b, checkpoints, sa, dy, dsT):
+    B, T, H, N = r.shape
+    like = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (r, w, k, v, a, b)]
+    return *like, r.new_empty(B, H, N, N, dtype=torch.float32)
+
+
+def _setup_context(ctx, inputs, output):
+    *operands, s0, save = inputs
+    ctx.set_materialize_grads(False)
+    ctx.has_s0 = s0 is not None
+    if not save:
+        raise RuntimeError("future_seed::wkv7 needs save=True to be differentiated")
+    ctx.save_for_backward(*operands, *output[2:])
+
+
+def _differentiate(ctx, dy, dsT, _checkpoints, _sa):
+    *operands, checkpoints, sa = ctx.saved_tensors
+    dy = torch.zeros_like(operands[0]) if dy is None else dy
+    *grads, ds0 = torch.ops.future_seed.wkv7_backward(*operands, checkpoints, sa, dy, dsT)
+    return *grads, ds0 if ctx.has_s0 else None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

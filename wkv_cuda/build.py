@@ -1,0 +1,116 @@
+"""Compile wkv7.cpp at first use with whatever C++ compiler is there, keep the library in the user's cache, load it.
+
+No torch headers and no build system: a plain C interface and ctypes, about 3 seconds. The file name in the cache is a
+hash of source, flags, compiler version and processor, so a change of any of them builds anew.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from common.files import cache_dir
+
+SOURCE = Path(__file__).with_name("wkv7.cpp")
+GNU = "-O3 -std=c++17 -shared -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread"
+# clang on some Arm machines knows only -mcpu, and a very old compiler neither
+FLAG_SETS = [[*GNU.split(), "-march=native"], [*GNU.split(), "-mcpu=native"], GNU.split()]
+MSVC = ["/nologo", "/O2", "/std:c++17", "/EHsc", "/arch:AVX2", "/LD"]
+
+
+class BuildError(RuntimeError):
+    """No compiler, or none that succeeded; the message holds each compiler's output."""
+
+
+@dataclass
+class Library:
+    """The loaded functions, and what they were made with."""
+
+    dll: ctypes.CDLL
+    path: Path
+    compiler: str
+    flags: list[str]
+
+
+def processor() -> str:
+    """What -march=native depends on: model and instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        keys = ("model name", "flags", "Features", "CPU part")
+        return " ".join(sorted({line for line in lines if line.startswith(keys)}))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+
+
+def compilers() -> list[str]:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    return [path for name in names if (path := shutil.which(name))]
+
+
+def compile_once(compiler: str, flags: list[str], target: Path) -> str:
+    """Make `target` unless it is there, safely against other processes -> "" or the compiler's complaint."""
+    with FileLock(f"{target}.lock"):  # held by the operating system: a process that dies lets go of it
+        if target.exists():
+            return ""
+        tmp = target.with_name(f"{os.getpid()}-{target.name}")
+        is_msvc = Path(compiler).stem.lower() == "cl"
+        output = [f"/Fe:{tmp}", f"/Fo:{tmp}.obj"] if is_msvc else ["-o", str(tmp)]
+        result = run([compiler, *flags, str(SOURCE), *output])
+        if result.returncode == 0 and tmp.exists():
+            os.replace(tmp, target)
+        for rest in target.parent.glob(f"{os.getpid()}-*"):
+            rest.unlink()
+        return "" if target.exists() else f"{' '.join(result.args)}\n{result.stdout}{result.stderr}".strip()
+
+
+def cache() -> Path:
+    path = cache_dir() / "wkv"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if os.access(path, os.W_OK):
+            return path
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="future-seed-wkv-"))
+
+
+def load() -> Library:
+    """The library, built if need be. Raises BuildError."""
+    found, complaints, folder = compilers(), [], cache()
+    if not found:
+        wanted = os.environ.get("CXX") or "c++, g++, clang++ or cl"
+        raise BuildError(f"no C++ compiler ({wanted}) on PATH")
+    suffix = ".dll" if sys.platform == "win32" else ".so"
+    for compiler in found:
+        is_msvc = Path(compiler).stem.lower() == "cl"
+        version = "" if is_msvc else run([compiler, "--version"]).stdout.split("\n")[0]
+        for flags in [MSVC] if is_msvc else FLAG_SETS:
+            key = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, version, *flags, processor(), platform.platform()])
+            target = folder / f"wkv7-{hashlib.sha256(key.encode()).hexdigest()[:24]}{suffix}"
+            if complaint := compile_once(compiler, flags, target):
+                complaints.append(complaint)
+                continue
+            try:
+                return Library(declare(ctypes.CDLL(str(target))), target, version or compiler, flags)
+            except (OSError, AttributeError) as e:
+                complaints.append(f"{target} was compiled but can't be loaded: {e}")
+    raise BuildError("\n".join(complaints))
+
+
+def declare(dll: ctypes.CDLL) -> ctypes.CDLL:
+    i, n, p = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    dll.wkv7_forward.argtypes = [i, i, n, n, n, n, p, p, p, p, p, p]
+    dll.wkv7_backward.argtypes = [i, i, n, n, n, n, p, p, p, p, p, p, p]
+    return dll

@@ -1,0 +1,411 @@
+// The WKV7 recurrence on a CPU, forward and backward, behind a plain C interface (loaded with ctypes).
+//
+//   S_t = S_{t-1} diag(d_t) + (S_{t-1} a_t) b_t^T + v_t k_t^T ,   y_t = S_t r_t ,   d_t = exp(-exp(w_t))
+//
+// Operands (B,T,H,N) contiguous, fp32 (dtype 0) or bf16 (dtype 1); states (B,H,N,N) fp32, [value][key].
+// One task is one (b,h); its state (16 KiB at N = 64) stays in the L1 cache. Threads share out the B*H tasks, and a task
+// is computed the same way by whichever thread takes it, so results do not depend on the number of threads.
+//
+// Forward keeps the state transposed, [key][value], with the values along the SIMD lanes: per step and key one pass does
+// S*d + sa*b + v*k, adds to y, and already adds to the next step's sa = S a. No sum ever runs across lanes.
+// Backward needs S_{t-1} at every step. Dividing by the decay to walk back amplifies rounding, so states are replayed
+// from fp32 checkpoints, one every CHUNK steps. There the keys are along the lanes: five of the seven sums run over
+// values (plain accumulation), and the two that run over keys (dv, dsa) are collected and transposed 16 rows at a time.
+//
+// Saved by forward for backward: checkpoints (B,H,ceil(T/CHUNK),N,N) as [key][value], and sa (B,H,T,N), both fp32.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+constexpr int CHUNK = 32;  // steps between checkpoints; backward holds CHUNK+1 states, 528 KiB at N = 64
+
+// ---- SIMD: lanes per register, and how many registers wide a block of columns is
+
+#if defined(__AVX512F__)
+constexpr int W = 16, BLOCK_FWD = 4, BLOCK_BWD = 2;
+#elif defined(__AVX__)
+constexpr int W = 8, BLOCK_FWD = 2, BLOCK_BWD = 1;
+#elif defined(__aarch64__)
+constexpr int W = 4, BLOCK_FWD = 4, BLOCK_BWD = 2;
+#else
+constexpr int W = 4, BLOCK_FWD = 2, BLOCK_BWD = 1;
+#endif
+
+#if defined(__GNUC__)  // GCC and Clang
+typedef float vf __attribute__((vector_size(W * 4)));
+static inline vf set1(float x) { return x - vf{}; }
+#else  // other compilers vectorise these loops themselves
+struct vf { float x[W]; };
+static inline vf set1(float x) { vf r; for (int i = 0; i < W; i++) r.x[i] = x; return r; }
+static inline vf operator+(vf a, vf b) { for (int i = 0; i < W; i++) a.x[i] += b.x[i]; return a; }
+static inline vf operator*(vf a, vf b) { for (int i = 0; i < W; i++) a.x[i] *= b.x[i]; return a; }
+static inline vf& operator+=(vf& a, vf b) { return a = a + b; }
+#endif
+
+static inline vf load(const float* p) { vf r; std::memcpy(&r, p, sizeof r); return r; }
+static inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAVE_SHUFFLE 1
+#endif
+#endif
+
+#ifdef HAVE_SHUFFLE
+// x and y hold W/w blocks of w lanes. Halve every block by adding its halves; x's blocks come first, then y's.
+template <int w, std::size_t... i>
+static inline vf halve(vf x, vf y, std::index_sequence<i...>) {
+    constexpr auto at = [](int p, int half) {
+        int q = p % (W / 2);
+        return (p < W / 2 ? 0 : W) + q / (w / 2) * w + q % (w / 2) + half * (w / 2);
+    };
+    return __builtin_shufflevector(x, y, at(i, 0)...) + __builtin_shufflevector(x, y, at(i, 1)...);
+}
+// Lane j of the result is the sum over the lanes of rows[j], j < W.
+template <int rows_left, int w>
+static inline vf sum_lanes(const float* rows) {
+    if constexpr (rows_left == 1) {
+        return load(rows);
+    } else {
+        vf x = sum_lanes<rows_left / 2, w * 2>(rows), y = sum_lanes<rows_left / 2, w * 2>(rows + rows_left / 2 * W);
+        return halve<w * 2>(x, y, std::make_index_sequence<W>{});
+    }
+}
+static inline vf sum_rows(const float* rows) { return sum_lanes<W, 1>(rows); }
+#else
+static inline vf sum_rows(const float* rows) {
+    float out[W] = {};
+    for (int j = 0; j < W; j++)
+        for (int i = 0; i < W; i++) out[j] += rows[j * W + i];
+    return load(out);
+}
+#endif
+
+// ---- rows of operands
+
+// exp for rows: no branch and no library call, so that compilers vectorise a loop over it; error about 1 ulp.
+static inline float exp_row(float x) {
+    x = x > 88.0f ? 88.0f : x;
+    x = x < -87.0f ? -87.0f : x;
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // round to nearest: 1.5 * 2^23 has no fraction bits
+    float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;    // ln 2 in two parts
+    float p = 1.9875691500e-4f;  // the classic Cephes polynomial for exp on |f| <= ln(2)/2
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    std::int32_t bits = ((std::int32_t)n + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return p * scale;
+}
+
+struct Shape {
+    std::int64_t B, T, H, N;
+    int dtype;
+    std::int64_t row(std::int64_t b, std::int64_t t, std::int64_t h) const { return ((b * T + t) * H + h) * N; }
+};
+
+static inline void read_row(const Shape& s, const void* p, std::int64_t at, float* out) {
+    if (s.dtype == 0) {
+        std::memcpy(out, (const float*)p + at, s.N * sizeof(float));
+    } else {
+        const std::uint16_t* q = (const std::uint16_t*)p + at;
+        for (int i = 0; i < s.N; i++) {
+            std::uint32_t bits = (std::uint32_t)q[i] << 16;
+            std::memcpy(out + i, &bits, 4);
+        }
+    }
+}
+
+static inline void write_row(const Shape& s, void* p, std::int64_t at, const float* x) {
+    if (s.dtype == 0) {
+        std::memcpy((float*)p + at, x, s.N * sizeof(float));
+    } else {
+        std::uint16_t* q = (std::uint16_t*)p + at;
+        for (int i = 0; i < s.N; i++) {
+            std::uint32_t bits;
+            std::memcpy(&bits, x + i, 4);
+            std::uint32_t even = bits + 0x7fff + ((bits >> 16) & 1);  // round to nearest, ties to even
+            q[i] = (std::uint16_t)((x[i] != x[i] ? bits | 0x400000 : even) >> 16);
+        }
+    }
+}
+
+// d = exp(-e), e = exp(w); exactly 1 and 0 at w = -inf, an identity step.
+static inline void decay_row(int n, const float* w, float* d, float* e) {
+    for (int i = 0; i < n; i++) {
+        e[i] = w[i] < -87.0f ? 0.0f : exp_row(w[i]);
+        d[i] = exp_row(-e[i]);
+    }
+}
+
+static void transpose(int n, const float* from, int from_stride, float* to, int to_stride) {
+    for (int i0 = 0; i0 < n; i0 += 16)
+        for (int j0 = 0; j0 < n; j0 += 16)
+            for (int i = i0; i < std::min(i0 + 16, n); i++)
+                for (int j = j0; j < std::min(j0 + 16, n); j++) to[j * to_stride + i] = from[i * from_stride + j];
+}
+
+// ---- forward of one (b,h); NP >= N is the padded size, and padding stays zero by itself
+
+template <int NP>
+struct Forward {
+    static constexpr int Q = std::min(BLOCK_FWD, NP / W);
+    alignas(64) float S[NP * NP], r[NP], w[NP], d[NP], e[NP], k[NP], v[NP], b[NP], a[NP], sa[NP], y[NP];
+
+    // One step: S from t-1 to t, y_t, and in `sa` the next step's S a instead of this one's. `a` is the next step's.
+    void step() {
+        for (int c = 0; c < NP; c += Q * W) {
+            vf SA[Q], V[Q], Y[Q], NEXT[Q];
+            for (int q = 0; q < Q; q++) {
+                SA[q] = load(sa + c + q * W);
+                V[q] = load(v + c + q * W);
+                Y[q] = NEXT[q] = set1(0);
+            }
+            for (int i = 0; i < NP; i++) {
+                float* s = S + i * NP + c;
+                vf D = set1(d[i]), B = set1(b[i]), K = set1(k[i]), R = set1(r[i]), A = set1(a[i]);
+                for (int q = 0; q < Q; q++) {
+                    vf x = load(s + q * W) * D + SA[q] * B + V[q] * K;
+                    store(s + q * W, x);
+                    Y[q] += x * R;
+                    NEXT[q] += x * A;
+                }
+            }
+            for (int q = 0; q < Q; q++) {
+                store(y + c + q * W, Y[q]);
+                store(sa + c + q * W, NEXT[q]);
+            }
+        }
+    }
+
+    void run(const Shape& s, std::int64_t task, const void* const* in, const float* s0, void* out, float* sT,
+             float* checkpoints, float* saved_sa) {
+        const std::int64_t bi = task / s.H, h = task % s.H, N = s.N, chunks = (s.T + CHUNK - 1) / CHUNK;
+        std::memset(S, 0, sizeof S);
+        std::memset(sa, 0, sizeof sa);
+        if (s0) transpose(N, s0 + task * N * N, N, S, NP);
+        if (s.T) read_row(s, in[4], s.row(bi, 0, h), a);
+        for (int i = 0; i < N; i++)  // sa of the first step
+            for (int j = 0; j < N; j++) sa[j] += S[i * NP + j] * a[i];
+        for (std::int64_t t = 0; t < s.T; t++) {
+            const std::int64_t at = s.row(bi, t, h);
+            read_row(s, in[0], at, r);
+            read_row(s, in[1], at, w);
+            read_row(s, in[2], at, k);
+            read_row(s, in[3], at, v);
+            read_row(s, in[5], at, b);
+            if (t + 1 < s.T) read_row(s, in[4], s.row(bi, t + 1, h), a);
+            decay_row(N, w, d, e);
+            if (checkpoints && t % CHUNK == 0)
+                for (int i = 0; i < N; i++)
+                    std::memcpy(checkpoints + ((task * chunks + t / CHUNK) * N + i) * N, S + i * NP, N * sizeof(float));
+            if (saved_sa) std::memcpy(saved_sa + (task * s.T + t) * N, sa, N * sizeof(float));
+            step();
+            write_row(s, out, at, y);
+        }
+        transpose(N, S, NP, sT + task * N * N, N);
+    }
+};
+
+// ---- backward of one (b,h)
+
+template <int NP>
+struct Backward {
+    static constexpr int Q = std::min(BLOCK_BWD, NP / W);
+    struct Step {
+        float r[NP], w[NP], k[NP], v[NP], a[NP], b[NP], dy[NP], sa[NP], d[NP], e[NP];
+    };
+    struct Gradient {
+        float r[NP], w[NP], k[NP], v[NP], a[NP], b[NP], sa[NP];
+    };
+    alignas(64) float S[(CHUNK + 1) * NP * NP], dS[NP * NP], partial_v[NP * W], partial_sa[NP * W];
+    Step steps[CHUNK];
+    Gradient grads[2];
+
+    // `later`: finish step t, going from G = dL/dS_t to dL/dS_{t-1}. `earlier`: begin step t-1 by adding its dy r^T, and
+    // collecting its dv and dsa. Both read S_{t-1}, given as `state`, so that doing them together loads everything once.
+    template <bool LATER, bool EARLIER>
+    void pass(const float* state, const Step* t1, Gradient* g1, const Step* t0, Gradient* g0) {
+        for (int c = 0; c < NP; c += Q * W) {
+            vf DK[Q], DB[Q], DD[Q], DA[Q], DR[Q], D[Q], A[Q], R[Q], K[Q], B[Q];
+            for (int q = 0; q < Q; q++) {
+                DK[q] = DB[q] = DD[q] = DA[q] = DR[q] = set1(0);
+                if (LATER) D[q] = load(t1->d + c + q * W), A[q] = load(t1->a + c + q * W);
+                if (EARLIER) {
+                    R[q] = load(t0->r + c + q * W);
+                    K[q] = load(t0->k + c + q * W);
+                    B[q] = load(t0->b + c + q * W);
+                }
+            }
+            for (int j = 0; j < NP; j++) {
+                vf V, SA, DSA, DY, PV = set1(0), PSA = set1(0);
+                if (LATER) V = set1(t1->v[j]), SA = set1(t1->sa[j]), DSA = set1(g1->sa[j]);
+                if (EARLIER) DY = set1(t0->dy[j]);
+                for (int q = 0; q < Q; q++) {
+                    vf G = load(dS + j * NP + c + q * W), s = load(state + j * NP + c + q * W);
+                    if (LATER) {
+                        DK[q] += G * V;
+                        DB[q] += G * SA;
+                        DD[q] += G * s;
+                        DA[q] += s * DSA;
+                        G = G * D[q] + DSA * A[q];
+                    }
+                    if (EARLIER) {
+                        DR[q] += s * DY;
+                        G += DY * R[q];
+                        PV += G * K[q];
+                        PSA += G * B[q];
+                    }
+                    store(dS + j * NP + c + q * W, G);
+                }
+                if (EARLIER) {
+                    if (c) PV += load(partial_v + j * W), PSA += load(partial_sa + j * W);
+                    store(partial_v + j * W, PV);
+                    store(partial_sa + j * W, PSA);
+                }
+            }
+            for (int q = 0; q < Q; q++) {
+                if (LATER) {
+                    store(g1->k + c + q * W, DK[q]);
+                    store(g1->b + c + q * W, DB[q]);
+                    store(g1->w + c + q * W, DD[q]);  // of d so far
+                    store(g1->a + c + q * W, DA[q]);
+                }
+                if (EARLIER) store(g0->r + c + q * W, DR[q]);
+            }
+        }
+        if (EARLIER)
+            for (int j = 0; j < NP; j += W) {
+                store(g0->v + j, sum_rows(partial_v + j * W));
+                store(g0->sa + j, sum_rows(partial_sa + j * W));
+            }
+    }
+
+    // The states of a chunk from its checkpoint: S[0] before its first step, S[i+1] after step i.
+    void replay(const Shape& s, std::int64_t task, std::int64_t t0, int n, const void* const* in, const void* dy,
+                const float* checkpoint, const float* saved_sa) {
+        const int N = s.N;
+        transpose(N, checkpoint, N, S, NP);
+        for (int i = 0; i < n; i++) {
+            Step& x = steps[i];
+            const std::int64_t at = s.row(task / s.H, t0 + i, task % s.H);
+            float* rows[] = {x.r, x.w, x.k, x.v, x.a, x.b};
+            for (int m = 0; m < 6; m++) read_row(s, in[m], at, rows[m]);
+            read_row(s, dy, at, x.dy);
+            std::memcpy(x.sa, saved_sa + (task * s.T + t0 + i) * N, N * sizeof(float));
+            decay_row(N, x.w, x.d, x.e);
+            const float* from = S + (std::int64_t)i * NP * NP;
+            float* to = S + (std::int64_t)(i + 1) * NP * NP;
+            for (int j = 0; j < NP; j++) {
+                vf SA = set1(x.sa[j]), V = set1(x.v[j]);
+                for (int c = 0; c < NP; c += W)
+                    store(to + j * NP + c,
+                          load(from + j * NP + c) * load(x.d + c) + SA * load(x.b + c) + V * load(x.k + c));
+            }
+        }
+    }
+
+    void run(const Shape& s, std::int64_t task, const void* const* in, const float* checkpoints, const float* saved_sa,
+             const void* dy, const float* dsT, void* const* out, float* ds0) {
+        const std::int64_t N = s.N, chunks = (s.T + CHUNK - 1) / CHUNK;
+        std::memset(dS, 0, sizeof dS);
+        for (int j = 0; dsT && j < N; j++) std::memcpy(dS + j * NP, dsT + (task * N + j) * N, N * sizeof(float));
+        for (std::int64_t c = chunks - 1; c >= 0; c--) {
+            const std::int64_t t0 = c * CHUNK;
+            const int n = (int)std::min<std::int64_t>(CHUNK, s.T - t0);
+            replay(s, task, t0, n, in, dy, checkpoints + (task * chunks + c) * N * N, saved_sa);
+            pass<false, true>(S + (std::int64_t)n * NP * NP, nullptr, nullptr, &steps[n - 1], &grads[(n - 1) % 2]);
+            for (int i = n - 1; i >= 0; i--) {
+                Gradient &g = grads[i % 2], &g_before = grads[(i + 1) % 2];
+                const float* state = S + (std::int64_t)i * NP * NP;
+                if (i) pass<true, true>(state, &steps[i], &g, &steps[i - 1], &g_before);
+                else pass<true, false>(state, &steps[i], &g, nullptr, nullptr);
+                for (int m = 0; m < N; m++) g.w[m] *= -steps[i].d[m] * steps[i].e[m];  // from d to w
+                const float* rows[] = {g.r, g.w, g.k, g.v, g.a, g.b};
+                const std::int64_t at = s.row(task / s.H, t0 + i, task % s.H);
+                for (int m = 0; m < 6; m++) write_row(s, out[m], at, rows[m]);
+            }
+        }
+        for (int j = 0; j < N; j++) std::memcpy(ds0 + (task * N + j) * N, dS + j * NP, N * sizeof(float));
+    }
+};
+
+// ---- threads and entry points
+
+// Run f(worker, task) for all tasks; each thread owns one Worker, zero at first. False if memory ran out.
+template <class Worker, class F>
+static bool for_each_task(std::int64_t tasks, int threads, F f) {
+    std::atomic<std::int64_t> next{0};
+    std::atomic<bool> ok{true};
+    auto work = [&] {
+        void* memory = ::operator new(sizeof(Worker), std::align_val_t(64), std::nothrow);
+        if (!memory) {
+            ok = false;
+            return;
+        }
+        std::memset(memory, 0, sizeof(Worker));  // padding is zero, and no step changes that
+        for (std::int64_t i; (i = next++) < tasks;) f(*(Worker*)memory, i);
+        ::operator delete(memory, std::align_val_t(64));
+    };
+    std::vector<std::thread> pool;
+    for (int i = 1; i < std::min<std::int64_t>(threads, tasks); i++) {
+        try {
+            pool.emplace_back(work);
+        } catch (...) {
+            break;  // no more threads to be had: those there are take all tasks
+        }
+    }
+    work();
+    for (auto& t : pool) t.join();
+    return ok;
+}
+
+// Call f with the smallest padded size that holds N, as a std::integral_constant. False if none does.
+template <class F>
+static bool with_padded_size(std::int64_t N, F f) {
+    if (N <= 16) return f(std::integral_constant<int, 16>{});
+    if (N <= 32) return f(std::integral_constant<int, 32>{});
+    if (N <= 64) return f(std::integral_constant<int, 64>{});
+    if (N <= 128) return f(std::integral_constant<int, 128>{});
+    return false;
+}
+
+// in: r w k v a b. s0, checkpoints and sa may be null. Returns 0 on success, 1 if N is too large, or memory ran out.
+EXPORT int wkv7_forward(int threads, int dtype, std::int64_t B, std::int64_t T, std::int64_t H, std::int64_t N,
+                        const void* const* in, const float* s0, void* y, float* sT, float* checkpoints, float* sa) {
+    Shape s{B, T, H, N, dtype};
+    return !with_padded_size(N, [&](auto NP) {
+        return for_each_task<Forward<NP>>(B * H, threads, [&](auto& worker, std::int64_t task) {
+            worker.run(s, task, in, s0, y, sT, checkpoints, sa);
+        });
+    });
+}
+
+// out: the gradients of r w k v a b. dsT may be null.
+EXPORT int wkv7_backward(int threads, int dtype, std::int64_t B, std::int64_t T, std::int64_t H, std::int64_t N,
+                         const void* const* in, const float* checkpoints, const float* sa, const void* dy,
+                         const float* dsT, void* const* out, float* ds0) {
+    Shape s{B, T, H, N, dtype};
+    return !with_padded_size(N, [&](auto NP) {
+        return for_each_task<Backward<NP>>(B * H, threads, [&](auto& worker, std::int64_t task) {
+            worker.run(s, task, in, checkpoints, sa, dy, dsT, out, ds0);
+        });
+    });
+}
