@@ -14,9 +14,9 @@ SENTENCE_END = re.compile(
 
 
 def read_text(path: str) -> str:
-    """The file as text, with or without a byte order mark, line ends as \\n; UserError if absent or not UTF-8."""
+    """The file as text, without its byte order mark if it has one; UserError if absent or not UTF-8."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as e:
         raise UserError(f"{path} can't be read ({e.strerror}): check the path of the data") from e
     except UnicodeDecodeError as e:

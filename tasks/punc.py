@@ -114,7 +114,7 @@ def choose(texts: Iterator[str], min_chars: int, max_chars: int, removed: Counte
         elif not any(before or after for before, _, after in words(text)):
             removed["without punctuation"] += 1
         elif bare in out:
-            removed["duplicates"] += 1
+            removed["repeated"] += 1
         else:
             out[bare] = text
     return out
