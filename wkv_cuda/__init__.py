@@ -80,9 +80,9 @@ def _chosen() -> tuple[str, str, Library | None]:
     if forced not in ("", "cpp"):
         raise UserError(f"WKV_BACKEND={forced}: use reference, torch or cpp")
     try:
-        library = load()
-        self_check(library)
-        return "cpp", f"{library.compiler}", library
+        built = load()
+        self_check(built)
+        return "cpp", built.compiler, built
     except BuildError as e:
         if forced:
             raise UserError(f"WKV_BACKEND=cpp, but it can't be built:\n{e}") from e
@@ -100,6 +100,10 @@ def backend() -> str:
 def describe() -> str:
     name, why, _ = _chosen()
     return f"{name} ({why})"
+
+
+def library() -> Library | None:
+    return _chosen()[2]
 
 
 # ---- C++
