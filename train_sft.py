@@ -242,7 +242,7 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
     params = [p for o in optimizers.values() for g in o.param_groups for p in g["params"] if p.requires_grad]
     parts = {"net": net, **optimizers, **({"fs": fs} if seeded else {})}
     at = dict(step=0, tokens=0, seconds=0.0, best=math.inf)  # how far we are
-    log = run.Recorder(run_dir if rank == 0 else None, SOURCES)
+    log = run.Recorder(run_dir if rank == 0 else None)
     if run_dir and (run_dir / "last" / "trainer.pt").exists():
         at = restore_trainer(run_dir / "last" / "trainer.pt", parts)
         log.rewind(at["step"])
@@ -327,7 +327,7 @@ def main():
     name = Path(config.files()[0]).stem if config.files() else task
     run_dir = Path(resume) if resume else run.new_run_dir(out_dir, name) if rank == 0 else None
 
-    log = run.Recorder(run_dir if rank == 0 else None)
+    log = run.Recorder(run_dir if rank == 0 else None, SOURCES)
     log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype} | wkv: {describe()}")
     log.print(config.changes())
     val_ids = [(e.id, e.prompt, e.answer, e.blanks) for e in job.val]

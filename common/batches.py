@@ -25,7 +25,7 @@ class Batches:
     """batches[step] -> `bsz` examples; every epoch is a new permutation, each row at most once in it."""
 
     def __init__(self, task: Task, bsz: int, seed: int, limit: int):
-        if len(task.train) < bsz:
+        if task.train and len(task.train) < bsz:
             raise UserError(f"{len(task.train)} training examples don't fill a batch of bsz={bsz}: lower bsz or raise n_train")
         self.task, self.bsz, self.seed, self.limit = task, bsz, seed, limit
         self.at, self.window = None, []  # the window that was used last

@@ -3,10 +3,23 @@
     python train_sft.py configs/quickstart.py
 
 The model reads `L=93572084|M=________|R=16640295` and has to fill M with R, which stands to its right. A causal reader
-can only guess (1 in 10); with Future-Seed, layer 1 starts from what layer 0 concluded about the whole line.
+can only guess (1 in 10); with Future-Seed, layers 1 and 2 start from what the layer below concluded about the whole line.
 """
 
 task = "infill"
 task_args = {"kind": "rightcopy", "n_digits": 8}
 tokenizer = "chars:0123456789LMR=|_#"
+n_layer = 3
+n_embd = 128
+head_size = 32
 compare = True
+fs_alpha_init = 0.0  # sigmoid(0) = 0.5: nothing pretrained has to be protected
+alpha_lr = 1e-2
+lr = 4e-3
+weight_decay = 0.0
+bsz = 32
+max_steps = 600
+eval_every = 200
+eval_bsz = 128
+log_every = 50
+n_show = 1

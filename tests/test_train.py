@@ -116,7 +116,7 @@ def test_compare_trains_both_arms_on_the_same_batches(tiny, script):
 
 
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script):
-    slow = (tiny, "--max_steps=400", "--save_every=5", "--eval_every=150", "--lr_schedule=constant", "--compare")
+    slow = (tiny, "--max_steps=400", "--save_every=5", "--eval_every=200", "--lr_schedule=constant", "--compare")
     env = dict(os.environ, PYTHONUNBUFFERED="1")
     victim = subprocess.Popen(command(*slow), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env)
     for line in victim.stdout:
@@ -196,11 +196,12 @@ def test_loss_weighs_every_answer_token_the_same(tiny, script, tmp_path):
     """The logged loss of a step is the sum over its answer tokens divided by their number, by an independent sum."""
     data = [{"prompt": "12,", "answer": "21"}, {"prompt": "3456,", "answer": "6"}, {"prompt": "7,", "answer": "89012"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in data))
+    (tmp_path / "val.jsonl").write_text('{"prompt": "99,", "answer": "99"}\n')
     net = random_model(2, 32, 12, 16)
     net.save(tmp_path / "base.pth")
+    files = {"data": str(tmp_path / "rows.jsonl"), "val_data": str(tmp_path / "val.jsonl")}
     error, _ = script(
-        tiny, "--task=jsonl", f"--task_args={{'data': {str(tmp_path / 'rows.jsonl')!r}, 'val_data': {str(tmp_path / 'rows.jsonl')!r}}}",
-        "--tokenizer=chars:0123456789,#", f"--model={tmp_path / 'base.pth'}", "--n_train=0", "--n_val=0", "--bsz=3",
+        tiny, "--task=jsonl", f"--task_args={files}", "--tokenizer=chars:0123456789,#", f"--model={tmp_path / 'base.pth'}", "--n_train=0", "--n_val=0", "--bsz=3",
         "--max_steps=1", "--future_seed=False",
     )  # fmt: skip
     assert error is None
