@@ -148,12 +148,15 @@ def targets_of(e, eot: int) -> list[int]:
     return e.answer if e.blanks or e.answer[-1] == eot else [*e.answer, eot]
 
 
-def predict(net, fs, rows, eot: int):
-    """Teacher forcing -> (logits (R, V) fp32, targets (R,)), one row for each blank or answer token of `rows`."""
-    dev, answers = net.emb.weight.device, [targets_of(e, eot) for e in rows]
+def read_prompts(net, fs, rows):
+    """The prompt segment of a batch -> hidden states (B, P, C), rows ending at P, and the state after it."""
     prompts, lengths = left_pad([e.prompt for e in rows])
-    h, state = net(prompts.to(dev), lengths=lengths, seed=fs)
-    P = h.shape[1]
+    return net(prompts.to(net.emb.weight.device), lengths=lengths, seed=fs)
+
+
+def predict(net, h, state, rows, eot: int):
+    """Teacher forcing after read_prompts -> (logits (R, V) fp32, targets (R,)), one row a blank or answer token."""
+    dev, P, answers = h.device, h.shape[1], [targets_of(e, eot) for e in rows]
     # blanks are read off the prompt where they stand; an answer's first token off the prompt's last position ...
     at = [(i, P - len(e.prompt) + p) for i, e in enumerate(rows) for p in (e.blanks or [len(e.prompt) - 1])]
     targets = [t for e, a in zip(rows, answers, strict=True) for t in (a if e.blanks else a[:1])]
@@ -170,12 +173,8 @@ def predict(net, fs, rows, eot: int):
 
 
 # --- evaluation
-@torch.no_grad()
-def decode(net, fs, rows, eot: int, max_new: int) -> list[list[int]]:
-    """Greedy free decoding: each row's answer up to end-of-text, or the best token at each of its blanks."""
-    dev = net.emb.weight.device
-    prompts, lengths = left_pad([e.prompt for e in rows])
-    h, state = net(prompts.to(dev), lengths=lengths, seed=fs)
+def decode(net, h, state, rows, eot: int, max_new: int) -> list[list[int]]:
+    """Greedy free decoding after read_prompts: answers up to end-of-text, or the best token at each blank."""
     if rows[0].blanks:
         blanks = [[h.shape[1] - len(e.prompt) + p for p in e.blanks] for e in rows]
         return [net.head(h[i, at]).argmax(-1).tolist() for i, at in enumerate(blanks)]
@@ -199,12 +198,13 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     out = []
     for batch in (mine[i : i + eval_bsz] for i in range(0, len(mine), eval_bsz)):
         rows = [job.val[i] for i in batch]
-        logits, targets = predict(net, fs, rows, eot)
+        h, state = read_prompts(net, fs, rows)
+        logits, targets = predict(net, h, state, rows, eot)
         nll += F.cross_entropy(logits, targets, reduction="sum").item()
         right += (logits.argmax(-1) == targets).sum().item()
         count += len(targets)
         if eval_decode:
-            out += zip(batch, decode(net, fs, rows, eot, job.max_new_tokens), strict=True)
+            out += zip(batch, decode(net, h, state, rows, eot, job.max_new_tokens), strict=True)
     nll, right, count = dist.sum_numbers([nll, right, count], net.emb.weight.device)
     metrics = dict(loss=nll / count, token_accuracy=right / count, tokens_right=int(right), tokens=int(count))
     answers = dict(pair for part in dist.gather(out) for pair in part)
@@ -219,7 +219,8 @@ def training_step(net, fs, optimizers, params, rows, eot, rank, world, scale) ->
     mine, loss = rows[rank::world], 0.0
     size = micro_bsz or max(1, len(mine))
     for micro in (mine[i : i + size] for i in range(0, len(mine), size)):
-        part = F.cross_entropy(*predict(net, fs, micro, eot), reduction="sum") / n
+        logits, targets = predict(net, *read_prompts(net, fs, micro), micro, eot)
+        part = F.cross_entropy(logits, targets, reduction="sum") / n
         part.backward()
         loss += part.item()
     dist.sum_gradients(params)
