@@ -28,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from common.checkpoint import read_tensors
+from common.checkpoint import check_shapes, infer_sizes, read_tensors
 from common.errors import UserError
 from common.files import replacing
 from wkv_cuda import wkv7
@@ -64,7 +64,7 @@ class LayerState(NamedTuple):
 
 
 def token_shift(x, x_prev, pad):
-    """x (B, T, C) -> (the token before each, x at the end (B, C)). Padding hands on `x_prev` as if it were not there."""
+    """x (B, T, C) -> (the token before each, x at the end (B, C)). Padding hands on `x_prev` as if not there."""
     if pad is not None:
         x = torch.where(pad, x_prev[:, None], x)
     return torch.cat([x_prev[:, None], x[:, :-1]], dim=1), x[:, -1]
@@ -288,8 +288,8 @@ class RWKV7(nn.Module):
     def forward(self, tokens, state=None, lengths=None, seed=None):
         """Read one segment.
 
-        tokens (B, T) ids, or (B, T, C) embeddings; state: one LayerState a layer, None = zeros; lengths: ints (B,), rows
-        are left-padded to T and padding leaves no trace; seed: a FutureSeed, for a prompt read from its beginning.
+        tokens (B, T) ids, or (B, T, C) embeddings; state: one LayerState a layer, None = zeros; lengths: ints (B,),
+        rows are left-padded to T and padding leaves no trace; seed: a FutureSeed, for a prompt read from its beginning.
         Returns the hidden states after ln_out (B, T, C) (feed the rows you want to `head`) and the new state.
         """
         x = self.emb(tokens) if tokens.dim() == 2 else tokens
@@ -380,38 +380,15 @@ class RWKV7(nn.Module):
         Raises UserError if the file is missing, truncated, holds pickled code, or is not an x070 checkpoint.
         """
         z = read_tensors(path)
-        cfg = infer_config(path, z)
         with torch.device("meta"):
-            model = RWKV7(cfg)
+            model = RWKV7(RWKVConfig(**infer_sizes(path, z)))
         expected = {k: tuple(t.shape) for k, t in model.state_dict().items()}
         optional = {f"blocks.0.att.v{i}" for i in range(3)}
-        for k in expected | z:
-            want, got = expected.get(k), tuple(z[k].shape) if k in z else None
-            if want != got and k not in optional:
-                has = "is missing" if got is None else f"has shape {got}" if want else "is not part of RWKV-7 x070"
-                raise UserError(f"{path}: key {k} {has}" + (f", expected {want}" if want else ""))
+        check_shapes(path, z, expected, optional)
         model.load_state_dict({k: z[k].to(dtype, copy=True) for k in expected}, assign=True)
         model.file_layout = [(k, t.dtype) for k, t in z.items()]
         model.unused = {k: z[k].clone() for k in optional if k in z}
         return model
-
-
-def infer_config(path, z: dict) -> RWKVConfig:
-    """Every size from the shapes in a checkpoint; UserError if what they are read from is not there."""
-    try:
-        (V, C), (H, N) = z["emb.weight"].shape, z["blocks.0.att.r_k"].shape
-        n_layer = 1 + max(int(k.split(".")[1]) for k in z if k.startswith("blocks."))
-        w, a, g = (z[f"blocks.0.att.{n}1"].shape[1] for n in "wag")
-        v = z["blocks.1.att.v1"].shape[1] if n_layer > 1 else 0
-        n_ffn = z["blocks.0.ffn.key.weight"].shape[0]
-    except (KeyError, ValueError, IndexError, AttributeError) as e:
-        raise UserError(
-            f"{path} is not an official RWKV-7 x070 checkpoint: no usable {e} (expected keys such as emb.weight "
-            "(V, C) and blocks.0.att.r_k (H, N))"
-        ) from e
-    if H * N != C:
-        raise UserError(f"{path}: key blocks.0.att.r_k has shape {(H, N)}, expected heads x head size = {C}")
-    return RWKVConfig(n_layer, C, V, N, n_ffn, w, a, v, g)
 
 
 def left_pad(rows: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, list[int]]:

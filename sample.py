@@ -48,7 +48,9 @@ def load():
     """-> model, seed module or None, tokenizer, the run's config.json or None."""
     where = Path(model) if model else run.newest_run()
     if where is None:
-        raise UserError("there is no trained model below out/: run `python train_sft.py configs/quickstart.py`, or name one: --model=...")
+        raise UserError(
+            "there is no trained model in out/: run `python train_sft.py configs/quickstart.py`, or name one, --model=..."
+        )
     record, seed_file, weights = None, None, where
     if where.is_dir():
         on = where / "on" if (where / "on" / "last").exists() else where  # a comparison: its seeded arm

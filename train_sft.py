@@ -9,19 +9,18 @@ Writes out/<config>-<time>/: config.json, metrics.jsonl, log.txt, curve.png, las
 layout, seed.pt), and last/trainer.pt to resume from. With compare=True the two arms are in off/ and on/ below it.
 """
 
-import hashlib
-import json
 import math
 import time
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 import tasks
 from common import config, dist, run
-from common.batches import Batches, fit
+from common.batches import Batches, fingerprint, fit
 from common.checkpoint import restore_trainer, save_trainer
 from common.download import fetch
 from common.errors import UserError
@@ -92,6 +91,8 @@ checkpointing = False  # recompute activations in the backward pass: less memory
 seed = 0  # of the initial weights and the order of the batches
 data_seed = 1234  # of the examples, so that the validation set stays when `seed` changes
 
+CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=["cosine", "constant"], train_only=["all", "seed"],
+               dtype=["float32", "bfloat16"], device=["auto", "cpu", "cuda"])  # fmt: skip
 SOURCES = ("train_sft.py", "model.py", "wkv_cuda/reference.py")  # log.txt begins with them
 
 
@@ -196,7 +197,7 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     mine = sorted(range(rank, len(job.val), world), key=lambda i: len(job.val[i].prompt))
     nll = right = count = 0.0
     out = []
-    for batch in (mine[i : i + eval_bsz] for i in range(0, len(mine), eval_bsz)):
+    for batch in np.array_split(mine, -(-len(mine) // eval_bsz)):  # evenly: 'other row' needs company
         rows = [job.val[i] for i in batch]
         h, state = read_prompts(net, fs, rows)
         logits, targets = predict(net, h, state, rows, eot)
@@ -204,7 +205,7 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
         right += (logits.argmax(-1) == targets).sum().item()
         count += len(targets)
         if eval_decode:
-            out += zip(batch, decode(net, h, state, rows, eot, job.max_new_tokens), strict=True)
+            out += zip(batch.tolist(), decode(net, h, state, rows, eot, job.max_new_tokens), strict=True)
     nll, right, count = dist.sum_numbers([nll, right, count], net.emb.weight.device)
     metrics = dict(loss=nll / count, token_accuracy=right / count, tokens_right=int(right), tokens=int(count))
     answers = dict(pair for part in dist.gather(out) for pair in part)
@@ -247,8 +248,9 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
     if run_dir and (run_dir / "last" / "trainer.pt").exists():
         at = restore_trainer(run_dir / "last" / "trainer.pt", parts)
         log.rewind(at["step"])
-    log.print(f"\n{run_dir}: Future-Seed {'on' if seeded else 'off'}, {sum(p.numel() for p in net.parameters()):,} parameters,"
+    log.print(f"\nFuture-Seed {'on' if seeded else 'off'}: {sum(p.numel() for p in net.parameters()):,} parameters,"
               f" {sum(p.numel() for p in params):,} trained (gate included), from step {at['step']}")  # fmt: skip
+
     def save(best=False):
         if rank == 0:
             where = run_dir / ("best" if best else "last")
@@ -302,12 +304,13 @@ def controls(net, fs, job, eot, rank, world) -> dict:
 
 # --- check
 def check(world: int):
-    for key, known in (("optimizer", "adamw muon"), ("lr_schedule", "cosine constant"), ("train_only", "all seed"),
-                       ("dtype", "float32 bfloat16"), ("device", "auto cpu cuda")):  # fmt: skip
-        if globals()[key] not in known.split():
-            raise UserError(f"{key}={globals()[key]!r}: use one of {', '.join(known.split())}")
+    for key, known in CHOICES.items():
+        if globals()[key] not in known:
+            raise UserError(f"{key}={globals()[key]!r}: use one of {', '.join(known)}")
     if compare and time_budget:
         raise UserError("compare=True needs equal steps in both arms: use max_steps instead of time_budget")
+    if compare and (eval_bsz < 2 or n_val == 1):
+        raise UserError("compare=True swaps seeds between rows: eval_bsz and n_val must be at least 2")
     if train_only == "seed" and not future_seed:
         raise UserError("train_only='seed' trains nothing with future_seed=False: set one of the two")
     if bsz < world:
@@ -331,25 +334,24 @@ def main():
     log = run.Recorder(run_dir if rank == 0 else None, SOURCES)
     log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype} | wkv: {describe()}")
     log.print(config.changes())
-    val_ids = [(e.id, e.prompt, e.answer, e.blanks) for e in job.val]
-    val_hash = hashlib.sha256(json.dumps(val_ids).encode()).hexdigest()
-    log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation examples ({val_hash[:12]}), {cut} of them cut")
+    val_hash = fingerprint(job.val)
+    log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation examples ({val_hash[:12]}), {cut} cut")
     if rank == 0:
         base = run.sha256(fetch(model)) if model else None
         record = dict(config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels, **run.environment())
         run.write_json(run_dir / "config.json", record)
 
+    metric = job.metric if eval_decode else "token_accuracy"
     arms = {"off": False, "on": True} if compare else {"": future_seed}
     results = {}
-    with run.out_of_memory(f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"), run.catch_interrupt(run_dir):
+    with run.guard(run_dir, f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"):
         for arm, seeded in arms.items():
             results[arm] = train(run_dir and run_dir / arm, seeded, job, tok, rank, world, dev)
     if rank == 0:
         if compare:
-            log.print(run.comparison(results["off"], results["on"], job.metric, job.levels))
-            run.write_json(run_dir / "compare.json", dict(metric=job.metric, levels=job.levels, **results))
-        curves = {arm or name: run_dir / arm for arm in arms}
-        run.plot_curves(run_dir / "curve.png", curves, job.metric if eval_decode else "token_accuracy", job.levels, name)
+            log.print(run.comparison(results["off"], results["on"], metric, job.levels))
+            run.write_json(run_dir / "compare.json", dict(metric=metric, name=name, **record, **results))
+        run.plot_curves(run_dir / "curve.png", {arm or name: run_dir / arm for arm in arms}, metric, job.levels, name)
         log.print(f"wrote {run_dir}")
     dist.close()
 

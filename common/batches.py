@@ -1,5 +1,7 @@
 """The order of the training examples: a function of (seed, step) alone, so that arms and resumed runs see the same."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +19,16 @@ def fit(e: Example, limit: int, side: str | None) -> Example:
     if len(e.prompt) <= limit:
         return e
     if side is None or e.blanks:
-        raise UserError(f"example {e.id} has a prompt of {len(e.prompt)} tokens, max_prompt_tokens is {limit}: raise it")
+        raise UserError(
+            f"example {e.id} has a prompt of {len(e.prompt)} tokens, max_prompt_tokens is {limit}: raise it"
+        )
     return replace(e, prompt=e.prompt[-limit:] if side == "left" else e.prompt[:limit])
+
+
+def fingerprint(examples: list[Example]) -> str:
+    """SHA-256 of everything a model sees of `examples`: equal for two runs exactly if they evaluated the same."""
+    rows = [(e.id, e.prompt, e.answer, e.blanks) for e in examples]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 class Batches:
@@ -26,7 +36,9 @@ class Batches:
 
     def __init__(self, task: Task, bsz: int, seed: int, limit: int):
         if task.train and len(task.train) < bsz:
-            raise UserError(f"{len(task.train)} training examples don't fill a batch of bsz={bsz}: lower bsz or raise n_train")
+            raise UserError(
+                f"{len(task.train)} training examples don't fill a batch of bsz={bsz}: lower bsz or raise n_train"
+            )
         self.task, self.bsz, self.seed, self.limit = task, bsz, seed, limit
         self.at, self.window = None, []  # the window that was used last
 

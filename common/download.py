@@ -80,15 +80,21 @@ def download(url: str, target: Path, sha256: str | None) -> None:
             failures, problem = failures + 1, e
         except (requests.RequestException, OSError) as e:
             if isinstance(e, OSError) and e.errno == 28:
-                raise UserError(f"no space left on disk for {target}: what came is kept in {part}, free some and rerun") from e
+                raise UserError(
+                    f"no space left on disk for {target}: what came is kept in {part}, free some and rerun"
+                ) from e
             after = part.stat().st_size if part.exists() else 0
             failures, problem = (0 if after > before else failures) + 1, e
         if failures >= TRIES:
-            raise UserError(f"{url} can't be reached ({type(problem).__name__}): download it elsewhere and put it at {target}")
+            raise UserError(
+                f"{url} can't be reached ({type(problem).__name__}): download it elsewhere and put it at {target}"
+            )
         time.sleep(min(0.2 * 2**failures, 10))
     if sha256 and (got := digest(part)) != sha256:
         part.unlink()
-        raise UserError(f"{url} is corrupt or has changed: SHA-256 {got[:12]}..., expected {sha256[:12]}...; it was deleted, rerun")
+        raise UserError(
+            f"{url} is corrupt or has changed: SHA-256 {got[:12]}..., expected {sha256[:12]}...; it was deleted, rerun"
+        )
     etag_file(part).unlink(missing_ok=True)
     os.replace(part, target)
 
@@ -137,7 +143,9 @@ def transfer(url: str, part: Path) -> None:
 
 def check_space(part: Path, n: int) -> None:
     if n > (free := shutil.disk_usage(part.parent).free):
-        raise UserError(f"{part.parent} has {free / 1e9:.1f} GB free, {part.name} needs {n / 1e9:.1f} GB more: free some and rerun")
+        raise UserError(
+            f"{part.parent} has {free / 1e9:.1f} GB free, {part.name} needs {n / 1e9:.1f} GB more: free some and rerun"
+        )
 
 
 def digest(path: Path) -> str:

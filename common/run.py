@@ -49,7 +49,7 @@ def interrupted() -> bool:
 
 @contextlib.contextmanager
 def catch_interrupt(run_dir: Path | None) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM only sets interrupted(), so that a step can be finished and saved; the second kills."""
+    """The first Ctrl-C or SIGTERM only sets interrupted(), so that a step can be finished and saved; a second kills."""
     global _interrupted
 
     def handle(signum, frame):
@@ -68,6 +68,13 @@ def catch_interrupt(run_dir: Path | None) -> Iterator[None]:
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)
+
+
+@contextlib.contextmanager
+def guard(run_dir: Path | None, advice: str) -> Iterator[None]:
+    """Both of the above and below, for the time of training."""
+    with out_of_memory(advice), catch_interrupt(run_dir):
+        yield
 
 
 @contextlib.contextmanager
@@ -166,16 +173,21 @@ class Recorder:
         """Record one training step; print a line every `every` steps. `at`: step, tokens and seconds so far."""
         if not self.dir:
             return
-        row = dict(kind="train", step=at["step"], loss=loss, grad_norm=norm, lr=lr, tokens=at["tokens"], seconds=at["seconds"])
+        row = dict(
+            kind="train", step=at["step"], loss=loss, grad_norm=norm, lr=lr, tokens=at["tokens"], seconds=at["seconds"]
+        )
         self.append("metrics.jsonl", json.dumps(row) + "\n")
         if at["step"] % every == 0 or at["step"] == steps:
             rate, left = at["tokens"] / at["seconds"], at["seconds"] / at["step"] * (steps - at["step"])
             self.print(
-                f"step {at['step']:{len(str(steps))}d}/{steps} | loss {loss:.4f} | grad {norm:.2f} | lr {lr:.1e} | {rate / 1e3:.1f}k tok/s"
-                f" | {seconds * 1e3:.0f} ms | {peak_memory_gib():.2f} GiB | {datetime.timedelta(seconds=round(left))} left"
+                f"step {at['step']:{len(str(steps))}d}/{steps} | loss {loss:.4f} | grad {norm:.2f} | lr {lr:.1e}"
+                f" | {rate / 1e3:.1f}k tok/s | {seconds * 1e3:.0f} ms | {peak_memory_gib():.2f} GiB"
+                f" | {datetime.timedelta(seconds=round(left))} left"
             )
 
-    def evaluation(self, at: dict, metrics: dict, levels: dict[str, float], samples: list[tuple[str, str, str]]) -> None:
+    def evaluation(
+        self, at: dict, metrics: dict, levels: dict[str, float], samples: list[tuple[str, str, str]]
+    ) -> None:
         """Record an evaluation and print it with the levels to compare it to and a few (prompt, target, output)."""
         if not self.dir:
             return
@@ -195,7 +207,9 @@ class Recorder:
         """Drop the rows that a run resumed at `step` will write again."""
         path = self.dir / "metrics.jsonl" if self.dir else None
         if path and path.exists():
-            kept = [r for r in read_metrics(self.dir) if r["step"] < step or (r["step"] == step and r["kind"] == "train")]
+            kept = [
+                r for r in read_metrics(self.dir) if r["step"] < step or (r["step"] == step and r["kind"] == "train")
+            ]
             with replacing(path) as tmp:
                 tmp.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back. A tokenizer is named by a string, which is stored beside a model that was trained with it.
+"""Text to token ids and back. A tokenizer is named by a string, stored beside a model that was trained with it.
 
     world            RWKV World: greedy longest match over bytes, id 0 ends a text (BlinkDL/RWKV-LM, RWKV-v7)
     bytes            one id a byte
@@ -38,7 +38,7 @@ class Tokenizer:
         if rows < self.vocab_size or (rows > 2 * self.vocab_size and rows > self.vocab_size + 1024):
             fits = {65536: "world", 256: "bytes", 50257: "gpt2", 50304: "gpt2"}.get(rows, f"chars:ALPHABET of {rows}")
             raise UserError(
-                f"tokenizer {self.name} has {self.vocab_size} tokens, the model {rows}: use another one, --tokenizer={fits}?"
+                f"tokenizer {self.name} has {self.vocab_size} tokens, the model {rows}: use another, --tokenizer={fits}?"
             )
 
 
@@ -91,7 +91,9 @@ def read_vocabulary(path: str | Path) -> dict[int, bytes]:
                 raise ValueError
             tokens[int(i)] = token
         except (ValueError, SyntaxError, TypeError) as e:
-            raise UserError(f"vocabulary {path}, line {number} is not `id literal length`: is it an RWKV vocabulary?") from e
+            raise UserError(
+                f"vocabulary {path}, line {number} is not `id literal length`: is it an RWKV vocabulary?"
+            ) from e
     if {tokens.get(i + 1) for i in range(256)} != {bytes([i]) for i in range(256)}:
         raise UserError(f"vocabulary {path} lacks single-byte tokens: is it {WORLD_FILE}, and whole?")
     return tokens
@@ -138,7 +140,9 @@ class GPT2(Tokenizer):
             else:
                 pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
                 ranks = load_tiktoken_bpe(str(vocab_file))
-                self.bpe = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+                self.bpe = tiktoken.Encoding(
+                    "gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+                )
         except (OSError, ValueError) as e:
             raise UserError(f"the GPT-2 ranks can't be read: download {url} and pass it as --vocab_file=PATH") from e
 

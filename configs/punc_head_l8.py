@@ -3,10 +3,10 @@
     python train_sft.py configs/punc_head_l8.py
 
 Downloads the checkpoint (382 MB), the World vocabulary (1 MB) and HotpotQA's dev file (46 MB) once. The settings are
-those of the published search: 180 steps of 2 examples, 1536-token prompts filled with notes. Its gate multiplied two
-sigmoids at -3, which is one at -6.1 (0.002): next to nothing. --fs_alpha_init=-2 opens it to 0.12. The published gain,
-+1.33 points of teacher-forced token accuracy over 5 seeds, was measured on 8 samples an evaluation and from a checkpoint
-whose low-rank factors were swapped; it is not comparable with what is printed here. Not yet run with the real weights.
+those of the published search: 180 steps of 2 examples, 1536-token prompts filled with notes. Its gate multiplied
+two sigmoids at -3, which is one at -6.1 (0.002): next to nothing. --fs_alpha_init=-2 opens it. The published gain,
++1.33 points of teacher-forced token accuracy over 5 seeds, was measured on 8 samples an evaluation and from a
+checkpoint whose low-rank factors were swapped; it is not comparable. Not yet run here with the real weights.
 """
 
 model = "rwkv7-g1d-0.1b-20260129-ctx8192"

@@ -3,7 +3,7 @@
     python train_sft.py configs/quickstart.py
 
 The model reads `L=93572084|M=________|R=16640295` and has to fill M with R, which stands to its right. A causal reader
-can only guess (1 in 10); with Future-Seed, layers 1 and 2 start from what the layer below concluded about the whole line.
+can only guess (1 in 10); with Future-Seed, a layer starts from what the one below concluded about the whole line.
 """
 
 task = "infill"

@@ -8,11 +8,11 @@ import sys
 from collections import Counter, defaultdict
 
 import pytest
-from conftest import ROOT
 
 import tasks
 from common.errors import UserError
 from common.tokenizer import get_tokenizer
+from conftest import ROOT
 from tasks import infill, punc
 from tasks._text import detokenize, read_texts, sentences
 

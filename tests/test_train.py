@@ -259,7 +259,9 @@ class TestBadInput:
 
     def test_out_of_memory_names_what_to_lower(self, tiny, script, monkeypatch):
         def explode(*args, **kwargs):
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
 
         monkeypatch.setattr("torch.nn.functional.cross_entropy", explode)
         error, _ = script(tiny)
@@ -293,7 +295,13 @@ def test_resume_refuses_another_model(tiny, script):
 def test_help_lists_every_key(script):
     error, out = script("--help")
     assert error is None
-    for word in ("train_sft.py configs/quickstart.py", "max_steps", "fs_layer_start", "evaluate only", "examples a step"):
+    for word in (
+        "train_sft.py configs/quickstart.py",
+        "max_steps",
+        "fs_layer_start",
+        "evaluate only",
+        "examples a step",
+    ):
         assert word in out
 
 

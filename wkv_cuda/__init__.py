@@ -76,7 +76,9 @@ def _chosen() -> tuple[str, str, Library | None]:
     if forced in ("torch", "reference"):
         return forced, "WKV_BACKEND says so", None
     if forced == "cuda":
-        raise UserError("WKV_BACKEND=cuda: there is no CUDA kernel in this version, GPUs run the torch form (WKV_BACKEND=torch)")
+        raise UserError(
+            "WKV_BACKEND=cuda: there is no CUDA kernel in this version, GPUs run the torch form (WKV_BACKEND=torch)"
+        )
     if forced not in ("", "cpp"):
         raise UserError(f"WKV_BACKEND={forced}: use reference, torch or cpp")
     try:
@@ -88,7 +90,10 @@ def _chosen() -> tuple[str, str, Library | None]:
             raise UserError(f"WKV_BACKEND=cpp, but it can't be built:\n{e}") from e
         reason = str(e).splitlines()
         why = f"{reason[0]}{' ...' if len(reason) > 1 else ''}"
-        print(f"wkv: torch form (about 10 times slower on a CPU than C++), because {why}; python -m wkv_cuda says more", file=sys.stderr)
+        print(
+            f"wkv: torch form (about 10 times slower on a CPU than C++), because {why}; python -m wkv_cuda says more",
+            file=sys.stderr,
+        )
         return "torch", why, None
 
 
@@ -155,7 +160,9 @@ def self_check(library: Library) -> None:
     g = torch.Generator().manual_seed(0)
     r, w, k, v, a, b = (0.5 * torch.randn(1, 3, 1, 20, generator=g) for _ in range(6))
     s0 = torch.randn(1, 1, 20, 20, generator=g)
-    for got, want in zip(forward_cpp(r, w, k, v, a, b, s0, False, library), wkv7_loop(r, w, k, v, a, b, s0), strict=False):
+    for got, want in zip(
+        forward_cpp(r, w, k, v, a, b, s0, False, library), wkv7_loop(r, w, k, v, a, b, s0), strict=False
+    ):
         if not torch.allclose(got, want, rtol=1e-4, atol=1e-4):
             raise BuildError(f"{library.path} computes wrong results (compiler {library.compiler})")
 
@@ -176,7 +183,12 @@ def _(r, w, k, v, a, b, s0, save):
     B, T, H, N = r.shape
     new = functools.partial(r.new_empty, dtype=torch.float32)
     chunks, steps = (-(-T // CHUNK), T) if save else (0, 0)
-    return torch.empty_like(r, memory_format=torch.contiguous_format), new(B, H, N, N), new(B, H, chunks, N, N), new(B, H, steps, N)
+    return (
+        torch.empty_like(r, memory_format=torch.contiguous_format),
+        new(B, H, N, N),
+        new(B, H, chunks, N, N),
+        new(B, H, steps, N),
+    )
 
 
 @torch.library.custom_op("future_seed::wkv7_backward", mutates_args=())

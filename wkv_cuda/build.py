@@ -97,7 +97,9 @@ def load() -> Library:
         is_msvc = Path(compiler).stem.lower() == "cl"
         version = "" if is_msvc else run([compiler, "--version"]).stdout.split("\n")[0]
         for flags in [MSVC] if is_msvc else FLAG_SETS:
-            key = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, version, *flags, processor(), platform.platform()])
+            key = "\n".join(
+                [SOURCE.read_text(encoding="utf-8"), compiler, version, *flags, processor(), platform.platform()]
+            )
             target = folder / f"wkv7-{hashlib.sha256(key.encode()).hexdigest()[:24]}{suffix}"
             if complaint := compile_once(compiler, flags, target):
                 complaints.append(complaint)

@@ -56,7 +56,12 @@ def wkv7_chunked(r, w, k, v, a, b, s0, C: int = 16):
     before = upto.tril(-1)
     a_mid, r_mid = a_ * (E - middle).exp(), r_ * (G - middle).exp()
     k_mid, b_mid = k_ * (middle - G).exp(), b_ * (middle - G).exp()
-    ak, ab, rk, rb = (a_mid @ k_mid.mT) * before, (a_mid @ b_mid.mT) * before, (r_mid @ k_mid.mT) * upto, (r_mid @ b_mid.mT) * upto
+    ak, ab, rk, rb = (
+        (a_mid @ k_mid.mT) * before,
+        (a_mid @ b_mid.mT) * before,
+        (r_mid @ k_mid.mT) * upto,
+        (r_mid @ b_mid.mT) * upto,
+    )
 
     # (I - ab)^-1 = (I + ab)(I + ab^2)(I + ab^4)..., exact because ab is strictly triangular
     inverse, power, done = torch.eye(C, dtype=dtype, device=r.device) + ab, ab, 2
