@@ -10,8 +10,8 @@ starts from what the layer below concluded about the whole prompt, so it reads k
     S_0(l) = clip( g_l * norm( S_P(l-1) ), +-c )          for l >= layer_start >= 1, else 0
     g_l[h] = seed_scale * m_l * sigmoid( alpha_l[h] + <x_last, u_l> / sqrt(C) + beta_l )
 
-S_P(l-1) is the state of the layer below after the row's own last prompt token. Everything after the prompt (the
-answer, decoding) continues from S_P and the token-shift states, and is ordinary RWKV-7.
+S_P(l-1) is the state of the layer below after the row's own last prompt token. What follows the prompt
+(answer, decoding) continues from S_P and the token-shift states, and is ordinary RWKV-7.
 
 Symbols: B batch, T tokens, C width, H heads, N head size, L layers, V vocabulary, P prompt length; r w k v a b are the
 operands of the recurrence, g the output gate, kk the removal key, v_first layer 0's values. Parameter names are the
@@ -389,13 +389,6 @@ class RWKV7(nn.Module):
         model.file_layout = [(k, t.dtype) for k, t in z.items()]
         model.unused = {k: z[k].clone() for k in optional if k in z}
         return model
-
-
-def left_pad(rows: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, list[int]]:
-    """Token rows of any lengths -> ids (B, T) with the padding on the left, lengths."""
-    lengths = [len(r) for r in rows]
-    T = max(lengths)
-    return torch.tensor([[pad_id] * (T - len(r)) + r for r in rows], dtype=torch.long).view(len(rows), T), lengths
 
 
 def left_padding(lengths, x) -> torch.Tensor | None:

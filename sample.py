@@ -49,7 +49,7 @@ def load():
     where = Path(model) if model else run.newest_run()
     if where is None:
         raise UserError(
-            "there is no trained model in out/: run `python train_sft.py configs/quickstart.py`, or name one, --model=..."
+            "there is no trained model in out/: run `python train_sft.py configs/quickstart.py`, or name one: --model="
         )
     record, seed_file, weights = None, None, where
     if where.is_dir():

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 
 import tasks
 from common import config, dist, run
-from common.batches import Batches, fingerprint, fit
+from common.batches import Batches, fingerprint, fit, left_pad
 from common.checkpoint import restore_trainer, save_trainer
 from common.download import fetch
 from common.errors import UserError
 from common.tokenizer import get_tokenizer
-from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig, left_pad
+from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig
 from wkv_cuda import describe
 
 # --- config
@@ -66,8 +66,7 @@ alpha_head_lr = 1e-3  # alpha of a head gate; 0 = fixed
 fs_w_lr = 1e-3  # u of the input gate; 0 = fixed
 fs_b_lr = 1e-3  # beta of the input gate; 0 = fixed
 weight_decay = 0.01  # of matrices
-beta1 = 0.9
-beta2 = 0.99
+betas = (0.9, 0.99)  # of AdamW
 grad_clip = 1.0  # bound of the gradient's norm; 0 = off
 bsz = 8  # examples a step, over all processes
 micro_bsz = 0  # examples a forward pass; 0 = all of a process's share
@@ -93,7 +92,6 @@ data_seed = 1234  # of the examples, so that the validation set stays when `seed
 
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=["cosine", "constant"], train_only=["all", "seed"],
                dtype=["float32", "bfloat16"], device=["auto", "cpu", "cuda"])  # fmt: skip
-SOURCES = ("train_sft.py", "model.py", "wkv_cuda/reference.py")  # log.txt begins with them
 
 
 # --- model
@@ -123,24 +121,23 @@ def build_optimizers(net, fs) -> dict[str, torch.optim.Optimizer]:
         hidden = {id(p) for p in net.blocks.parameters()}
         matrices = groups[0]["params"]
         groups[0]["params"] = [p for p in matrices if id(p) not in hidden]
-        optimizers["muon"] = torch.optim.Muon([p for p in matrices if id(p) in hidden], muon_lr, weight_decay)
+        group = dict(params=[p for p in matrices if id(p) in hidden], peak_lr=muon_lr)
+        optimizers["muon"] = torch.optim.Muon([group], muon_lr, weight_decay)
     if fs is not None:
         rates = {"alpha": alpha_head_lr if fs_gate == "head" else alpha_lr, "u": fs_w_lr, "beta": fs_b_lr}
         for name, p in fs.named_parameters():
             p.requires_grad_(rates[name] > 0)
             groups.append(dict(params=[p], lr=rates[name], weight_decay=0.0))
-    optimizers["adamw"] = torch.optim.AdamW(groups, betas=(beta1, beta2))
-    for o in optimizers.values():
-        for group in o.param_groups:
-            group["peak_lr"] = group["lr"]
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    optimizers["adamw"] = torch.optim.AdamW(groups, betas=betas)
     return optimizers
 
 
 def lr_scale(step: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    p = min(1.0, (step - warmup) / max(1, max_steps - warmup))
-    return 1.0 if lr_schedule == "constant" else 0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2
+    p = min(1.0, max(0, step - warmup) / max(1, max_steps - warmup))
+    cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2 if lr_schedule == "cosine" else 1.0
+    return min(1.0, (step + 1) / max(1, warmup)) * cosine
 
 
 # --- loss
@@ -245,20 +242,18 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
     parts = {"net": net, **optimizers, **({"fs": fs} if seeded else {})}
     at = dict(step=0, tokens=0, seconds=0.0, best=math.inf)  # how far we are
     log = run.Recorder(run_dir if rank == 0 else None)
-    if run_dir and (run_dir / "last" / "trainer.pt").exists():
-        at = restore_trainer(run_dir / "last" / "trainer.pt", parts)
+    if resume and (found := restore_trainer(run_dir / "last" / "trainer.pt", parts)):
+        at = found
         log.rewind(at["step"])
-    log.print(f"\nFuture-Seed {'on' if seeded else 'off'}: {sum(p.numel() for p in net.parameters()):,} parameters,"
-              f" {sum(p.numel() for p in params):,} trained (gate included), from step {at['step']}")  # fmt: skip
+    log.print(f"\nFuture-Seed {'on' if seeded else 'off'}: {sum(p.numel() for p in params):,} parameters to train")
 
-    def save(best=False):
+    def save(where="last"):
         if rank == 0:
-            where = run_dir / ("best" if best else "last")
-            net.save(where / "model.pth")
+            net.save(run_dir / where / "model.pth")
             if seeded:
-                fs.save(where / "seed.pt", tokenizer=tok.name)
-            if not best:
-                save_trainer(where / "trainer.pt", parts, at)
+                fs.save(run_dir / where / "seed.pt", tokenizer=tok.name)
+            if where == "last":
+                save_trainer(run_dir / where / "trainer.pt", parts, at)
 
     while True:
         if dist.any_of(run.interrupted(), dev):
@@ -274,7 +269,7 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
             log.evaluation(at, metrics, job.levels, samples)
             if metrics["loss"] < at["best"]:
                 at["best"] = metrics["loss"]
-                save(best=True)
+                save("best")
         elif at["step"] % save_every == 0:
             save()
         if final:
@@ -282,8 +277,8 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
         t0, rows, scale = time.perf_counter(), batches[at["step"]], lr_scale(at["step"])
         loss, norm = training_step(net, fs, optimizers, params, rows, tok.eot_id, rank, world, scale)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"loss {loss}, gradient norm {norm} at step {at['step']}: stopped; the last good weights are in "
-                            f"{run_dir}/last; lower lr={lr} or raise warmup={warmup}")  # fmt: skip
+            last = f"the last good weights are in {run_dir}/last, lower lr={lr} or raise warmup={warmup}"
+            raise UserError(f"loss {loss}, gradient norm {norm} at step {at['step']}: {last}")
         at["step"] += 1
         at["tokens"] += sum(len(e.prompt) + len(e.answer) for e in rows)
         at["seconds"] += time.perf_counter() - t0
@@ -296,9 +291,8 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
 def controls(net, fs, job, eot, rank, world) -> dict:
     """The trained seeded arm, evaluated with something else in the seed's place. What survives is not Future-Seed's."""
     out = {"no seed": evaluate(net, None, job, eot, rank, world)[0]}
-    for fs.control in ("other row", "random"):
-        out[f"{fs.control} seed".replace("row seed", "row's seed")] = evaluate(net, fs, job, eot, rank, world)[0]
-    fs.control = "none"
+    for fs.control, name in (("other row", "another row's seed"), ("random", "a random seed")):
+        out[name] = evaluate(net, fs, job, eot, rank, world)[0]
     return out
 
 
@@ -311,8 +305,8 @@ def check(world: int):
         raise UserError("compare=True needs equal steps in both arms: use max_steps instead of time_budget")
     if compare and (eval_bsz < 2 or n_val == 1):
         raise UserError("compare=True swaps seeds between rows: eval_bsz and n_val must be at least 2")
-    if train_only == "seed" and not future_seed:
-        raise UserError("train_only='seed' trains nothing with future_seed=False: set one of the two")
+    if train_only == "seed" and (compare or not future_seed):
+        raise UserError("train_only='seed' needs a seed in every arm: set compare=False and future_seed=True")
     if bsz < world:
         raise UserError(f"bsz={bsz} is less than one example for each of the {world} processes")
 
@@ -326,15 +320,14 @@ def main():
     check(world)
     tok = get_tokenizer(tokenizer, vocab_file or None)
     job = tasks.build(task, tok, data_seed, n_train, n_val, **task_args)
-    cut = sum(len(e.prompt) > max_prompt_tokens for e in job.val)
-    job.val = [fit(e, max_prompt_tokens, job.truncate) for e in job.val]
+    full, job.val = job.val, [fit(e, max_prompt_tokens, job.truncate) for e in job.val]
+    cut, val_hash = sum(a is not b for a, b in zip(full, job.val, strict=True)), fingerprint(job.val)
     name = Path(config.files()[0]).stem if config.files() else task
     run_dir = Path(resume) if resume else run.new_run_dir(out_dir, name) if rank == 0 else None
 
-    log = run.Recorder(run_dir if rank == 0 else None, SOURCES)
+    log = run.Recorder(run_dir if rank == 0 else None, ("train_sft.py", "model.py", "wkv_cuda/reference.py"))
     log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype} | wkv: {describe()}")
     log.print(config.changes())
-    val_hash = fingerprint(job.val)
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation examples ({val_hash[:12]}), {cut} cut")
     if rank == 0:
         base = run.sha256(fetch(model)) if model else None
@@ -342,8 +335,7 @@ def main():
         run.write_json(run_dir / "config.json", record)
 
     metric = job.metric if eval_decode else "token_accuracy"
-    arms = {"off": False, "on": True} if compare else {"": future_seed}
-    results = {}
+    arms, results = {"off": False, "on": True} if compare else {"": future_seed}, {}
     with run.guard(run_dir, f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"):
         for arm, seeded in arms.items():
             results[arm] = train(run_dir and run_dir / arm, seeded, job, tok, rank, world, dev)
@@ -353,7 +345,6 @@ def main():
             run.write_json(run_dir / "compare.json", dict(metric=metric, name=name, **record, **results))
         run.plot_curves(run_dir / "curve.png", {arm or name: run_dir / arm for arm in arms}, metric, job.levels, name)
         log.print(f"wrote {run_dir}")
-    dist.close()
 
 
 if __name__ == "__main__":

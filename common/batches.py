@@ -1,10 +1,11 @@
-"""The order of the training examples: a function of (seed, step) alone, so that arms and resumed runs see the same."""
+"""Examples into batches. Their order is a function of (seed, step) alone, so arms and resumed runs see the same."""
 
 import hashlib
 import json
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from common.errors import UserError
 from tasks import Example, Task
@@ -29,6 +30,13 @@ def fingerprint(examples: list[Example]) -> str:
     """SHA-256 of everything a model sees of `examples`: equal for two runs exactly if they evaluated the same."""
     rows = [(e.id, e.prompt, e.answer, e.blanks) for e in examples]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def left_pad(rows: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, list[int]]:
+    """Token rows of any lengths -> ids (B, T) with the padding on the left, lengths."""
+    lengths = [len(r) for r in rows]
+    T = max(lengths)
+    return torch.tensor([[pad_id] * (T - len(r)) + r for r in rows], dtype=torch.long).view(len(rows), T), lengths
 
 
 class Batches:

@@ -64,8 +64,10 @@ def save_trainer(path: Path, parts: dict, progress: dict) -> None:
         torch.save({"parts": state, "rng": torch.get_rng_state(), "progress": progress}, tmp)
 
 
-def restore_trainer(path: Path, parts: dict) -> dict:
-    """Load trainer.pt into `parts` -> progress. UserError if the run had another model or optimizer than this one."""
+def restore_trainer(path: Path, parts: dict) -> dict | None:
+    """Load trainer.pt, if there is one, into `parts` -> progress. UserError if the run had other parts than these."""
+    if not path.exists():
+        return None
     saved = read_tensors(path)
     if set(saved["parts"]) != set(parts):
         raise UserError(

@@ -1,5 +1,6 @@
 """The few collective operations that data-parallel training needs; all of them do nothing in a single process."""
 
+import atexit
 import os
 
 import torch
@@ -15,6 +16,7 @@ def init(device: str) -> tuple[int, int, torch.device]:
         torch.cuda.set_device(local)
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
     return int(os.environ.get("RANK", 0)), world, torch.device(device, local if device == "cuda" else None)
 
 
@@ -48,8 +50,3 @@ def gather(rows: list) -> list[list]:
     out: list[list] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(out, rows)
     return out
-
-
-def close() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -38,7 +38,7 @@ class Tokenizer:
         if rows < self.vocab_size or (rows > 2 * self.vocab_size and rows > self.vocab_size + 1024):
             fits = {65536: "world", 256: "bytes", 50257: "gpt2", 50304: "gpt2"}.get(rows, f"chars:ALPHABET of {rows}")
             raise UserError(
-                f"tokenizer {self.name} has {self.vocab_size} tokens, the model {rows}: use another, --tokenizer={fits}?"
+                f"tokenizer {self.name} has {self.vocab_size} tokens, the model {rows}: try --tokenizer={fits}"
             )
 
 

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from common.batches import left_pad
 from common.errors import UserError
 from conftest import random_model
-from model import FutureSeed, SeedConfig, left_pad
+from model import FutureSeed, SeedConfig
 
 L, C, H, N = 4, 128, 2, 64
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.batches import left_pad
 from common.errors import UserError
 from conftest import random_model
-from model import RWKV7, RWKVConfig, left_pad
+from model import RWKV7, RWKVConfig
 
 
 def ids(T, V=50, seed=0):

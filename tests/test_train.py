@@ -102,7 +102,7 @@ def test_compare_trains_both_arms_on_the_same_batches(tiny, script):
     off, on = rows(run / "off"), rows(run / "on")
     assert [r["tokens"] for r in off] == [r["tokens"] for r in on]
     result = json.loads((run / "compare.json").read_text())
-    assert set(result["on"]["controls"]) == {"no seed", "other row's seed", "random seed"}
+    assert set(result["on"]["controls"]) == {"no seed", "another row's seed", "a random seed"}
     assert not (run / "off" / "last" / "seed.pt").exists()
     line = next(x for x in out.splitlines() if x.startswith("accuracy "))
     difference = result["on"]["accuracy"] - result["off"]["accuracy"]
@@ -194,7 +194,8 @@ def test_muon_bfloat16_head_and_input_gates_run(tiny, script):
 
 def test_loss_weighs_every_answer_token_the_same(tiny, script, tmp_path):
     """The logged loss of a step is the sum over its answer tokens divided by their number, by an independent sum."""
-    data = [{"prompt": "12,", "answer": "21"}, {"prompt": "3456,", "answer": "6"}, {"prompt": "7,", "answer": "89012"}]
+    pairs = (("12,", "21"), ("3456,", "6"), ("7,", "89012"))
+    data = [{"prompt": p, "answer": a} for p, a in pairs]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in data))
     (tmp_path / "val.jsonl").write_text('{"prompt": "99,", "answer": "99"}\n')
     net = random_model(2, 32, 12, 16)

@@ -27,10 +27,10 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 def wkv7(r, w, k, v, a, b, s0=None):
     """Run the recurrence over T >= 0 steps.
 
-    r w k v a b: (B, T, H, N), all fp32, bf16 or fp64. w <= 0, with d = exp(-exp(w)); -inf means no decay, so that a step
-    with w = -inf and k = v = a = b = 0 changes nothing. (Larger w is exact too, but for the torch form: see LOWEST.)
+    r w k v a b: (B, T, H, N), all fp32, bf16 or fp64. w <= 0, with d = exp(-exp(w)); -inf means no decay, so a step with
+    w = -inf and k = v = a = b = 0 changes nothing. (Larger w is exact too, but for the torch form: see LOWEST.)
     s0: (B, H, N, N) [value, key], fp32 (fp64 with fp64 operands), None = zeros.
-    Returns y (B, T, H, N) in the operands' dtype and the state after step T, like s0. Differentiable once in everything.
+    Returns y (B, T, H, N) in the operands' dtype and the state after step T, like s0. Differentiable once, in all.
     Raises UserError for operands that don't fit together.
     Source: RWKV-7 (arXiv 2503.14456), section 4; RWKV-LM RWKV-v7.
     """
@@ -53,7 +53,8 @@ def check(r, w, k, v, a, b, s0) -> tuple[int, int, int, int]:
     for name, t in (("w", w), ("k", k), ("v", v), ("a", a), ("b", b)):
         if t.shape != r.shape or t.dtype != r.dtype or t.device != r.device:
             raise UserError(
-                f"wkv7: {name} is {tuple(t.shape)} {t.dtype} on {t.device}, expected {tuple(r.shape)} {r.dtype} on {r.device} like r"
+                f"wkv7: {name} is {tuple(t.shape)} {t.dtype} on {t.device}, expected {tuple(r.shape)} {r.dtype} on"
+                f" {r.device} like r"
             )
     if r.dtype not in (torch.float32, torch.bfloat16, torch.float64):
         raise UserError(f"wkv7: operands are {r.dtype}, expected float32, bfloat16 or float64")

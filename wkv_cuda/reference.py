@@ -26,13 +26,13 @@ def wkv7_loop(r, w, k, v, a, b, s0):
 def wkv7_chunked(r, w, k, v, a, b, s0, C: int = 16):
     """The same in chunks of C steps: matrix products within all chunks at once, then a short loop over chunks.
 
-    Let G_t be the log decay accumulated in a chunk up to and including step t, E_t up to but excluding it, S the state at
-    the chunk's start. The sa_t = S_{t-1} a_t of a chunk solve a triangular system; with one row a step,
+    Let G_t be the log decay accumulated in a chunk up to and including step t, E_t up to but excluding it, S the state
+    at the chunk's start. The sa_t = S_{t-1} a_t of a chunk solve a triangular system; with one row a step,
 
         sa = (I - ab)^-1 (ak v + (a e^E) S^T) ,   y = rk v + rb sa + (r e^G) S^T ,
         S' = S diag(e^G_C) + v^T (k e^{G_C - G}) + sa^T (b e^{G_C - G})
 
-    where e.g. ak[t, s] = <a_t e^{E_t}, k_s e^{-G_s}> for s < t. Exponents are taken relative to the middle of the chunk,
+    where e.g. ak[t, s] = <a_t e^{E_t}, k_s e^{-G_s}> for s < t. Exponents are taken relative to the chunk's middle,
     so that neither factor overflows; exact for w <= log(5). Source of the form: the WY representation of DeltaNet
     (arXiv 2406.06484), with decay.
     """
