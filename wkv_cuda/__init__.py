@@ -27,7 +27,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 def wkv7(r, w, k, v, a, b, s0=None):
     """Run the recurrence over T >= 0 steps.
 
-    r w k v a b: (B, T, H, N), all fp32, bf16 or fp64. w <= 0, with d = exp(-exp(w)); -inf means no decay, so a step with
+    r w k v a b: (B, T, H, N), all fp32, bf16 or fp64. w <= 0, with d = exp(-exp(w)); -inf means no decay: a step with
     w = -inf and k = v = a = b = 0 changes nothing. (Larger w is exact too, but for the torch form: see LOWEST.)
     s0: (B, H, N, N) [value, key], fp32 (fp64 with fp64 operands), None = zeros.
     Returns y (B, T, H, N) in the operands' dtype and the state after step T, like s0. Differentiable once, in all.
@@ -98,6 +98,7 @@ def _chosen() -> tuple[str, str, Library | None]:
         return "torch", why, None
 
 
+@torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into building a library
 def backend() -> str:
     """Name of the backend for fp32 and bf16 operands on the CPU."""
     return _chosen()[0]

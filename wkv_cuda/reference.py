@@ -20,7 +20,7 @@ def wkv7_loop(r, w, k, v, a, b, s0):
         sa = (S @ a_t[..., None]).squeeze(-1)  # what the state holds for key a
         S = S * d_t[..., None, :] + sa[..., :, None] * b_t[..., None, :] + v_t[..., :, None] * k_t[..., None, :]
         out.append((S @ r_t[..., None]).squeeze(-1))
-    return (torch.stack(out, dim=1) if out else torch.empty_like(v)).to(r.dtype), S
+    return (torch.stack(out, dim=1) if out else v.clone()).to(r.dtype), S
 
 
 def wkv7_chunked(r, w, k, v, a, b, s0, C: int = 16):
@@ -40,7 +40,7 @@ def wkv7_chunked(r, w, k, v, a, b, s0, C: int = 16):
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
     n = -(-T // C)
     if n == 0:
-        return torch.empty_like(v), s0.to(dtype)
+        return v.clone(), s0.to(dtype)
 
     def chunks(x, fill=0.0):  # (B, T, H, N) -> (B, H, n, C, N), padded with identity steps
         x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, n * C - T), value=fill) if n * C > T else x.to(dtype)
