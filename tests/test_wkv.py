@@ -244,13 +244,13 @@ def test_a_failing_compiler(tmp_path):
 
 @needs_cpp
 def test_a_dead_process_does_not_hold_the_lock(tmp_path):
-    hold = "from filelock import FileLock; import sys, time; FileLock(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(99)"
+    hold = "import filelock, sys, time; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True); time.sleep(99)"
     assert python(USE, tmp_path)[0] == 0
     folder = tmp_path / "future-seed" / "wkv"
     (library,) = folder.glob("*.so")
     library.unlink()
     holder = subprocess.Popen([sys.executable, "-c", hold, f"{library}.lock"], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline().strip() == "held"
+    assert holder.stdout.readline().strip() == "1"
     waiting = python(USE, tmp_path, wait=False)
     time.sleep(1)
     assert waiting.poll() is None, "it should have waited for the lock"
