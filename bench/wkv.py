@@ -1,12 +1,12 @@
 """The WKV7 operator on this CPU, beside what one would use instead: one process, one run, repetitions interleaved.
 
-    python bench/wkv.py                               # seconds; peers that are not installed are named
+    python bench/wkv.py                               # seconds; peers not installed are named
     python bench/wkv.py --full --json=wkv.json        # more repetitions, the loop and the compiled torch form too
     python bench/wkv.py --ggml=DIR                    # directory of libggml-base and libggml-cpu (llama.cpp's operator)
 
 Peers: flash-linear-attention's naive chunked form (pip install --no-deps fla-core flash-linear-attention, and einops),
-ggml_rwkv_wkv7 of llama.cpp (found in the package llama-cpp-python, or --ggml). Ratios are to the C++ backend: above 1 is
-slower than it. Errors are of y against the fp64 loop, relative to its largest value.
+ggml_rwkv_wkv7 of llama.cpp (found in the package llama-cpp-python, or --ggml). Ratios are to the C++ backend: above 1
+is slower. Errors are of y against the fp64 loop, relative to its largest value.
 """
 
 import argparse

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of scripts run by tests: on small problems threads only wait
+torch.set_num_threads(1)
 os.environ.setdefault("RWKV_V7_ON", "1")  # the pip package `rwkv`, our oracle, reads these when it is imported
 os.environ.setdefault("RWKV_JIT_ON", "0")
 os.environ.setdefault("RWKV_CUDA_ON", "0")

@@ -40,7 +40,9 @@ def world(request):
 
 
 def test_world_equals_two_other_implementations(world):
-    other = pytest.importorskip("pyrwkv_tokenizer", reason="the package pyrwkv-tokenizer is not installed").RWKVTokenizer()
+    other = pytest.importorskip(
+        "pyrwkv_tokenizer", reason="the package pyrwkv-tokenizer is not installed"
+    ).RWKVTokenizer()
     pip = pytest.importorskip("rwkv.rwkv_tokenizer", reason="the package rwkv is not installed")
     trie = pip.TRIE_TOKENIZER(pip.__file__.replace("rwkv_tokenizer.py", "rwkv_vocab_v20230424.txt"))
     for text in [*HARD, *random_strings(2000)]:
@@ -51,7 +53,9 @@ def test_world_equals_two_other_implementations(world):
 
 
 def test_world_on_a_book(world, data):
-    other = pytest.importorskip("pyrwkv_tokenizer", reason="the package pyrwkv-tokenizer is not installed").RWKVTokenizer()
+    other = pytest.importorskip(
+        "pyrwkv_tokenizer", reason="the package pyrwkv-tokenizer is not installed"
+    ).RWKVTokenizer()
     text = data("text/sherlock.txt").read_text(encoding="utf-8")
     ids = world.encode(text)
     assert ids == list(other.encode(text))

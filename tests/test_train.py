@@ -203,7 +203,8 @@ def test_loss_weighs_every_answer_token_the_same(tiny, script, tmp_path):
     files = {"data": str(tmp_path / "rows.jsonl"), "val_data": str(tmp_path / "val.jsonl")}
     error, _ = script(
         tiny, "--task=jsonl", f"--task_args={files}", "--tokenizer=chars:0123456789,#",
-        f"--model={tmp_path / 'base.pth'}", "--n_train=0", "--n_val=0", "--bsz=3", "--max_steps=1", "--future_seed=False",
+        f"--model={tmp_path / 'base.pth'}", "--n_train=0", "--n_val=0", "--bsz=3", "--max_steps=1",
+        "--future_seed=False",
     )  # fmt: skip
     assert error is None
     encode = lambda s: torch.tensor([["0123456789,#".index(c) for c in s]])

@@ -21,8 +21,11 @@ from common.files import cache_dir
 
 SOURCE = Path(__file__).with_name("wkv7.cpp")
 GNU = "-O3 -std=c++17 -shared -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread"
-# clang on some Arm machines knows only -mcpu, and a very old compiler neither
-FLAG_SETS = [[*GNU.split(), "-march=native"], [*GNU.split(), "-mcpu=native"], GNU.split()]
+# clang on some Arm machines knows only -mcpu, and a very old compiler neither; Apple's clang has no OpenMP
+FLAG_SETS = [
+    [*GNU.split(), *extra]
+    for extra in (["-march=native", "-fopenmp"], ["-march=native"], ["-mcpu=native", "-fopenmp"], ["-mcpu=native"], [])
+]
 MSVC = ["/nologo", "/O2", "/std:c++17", "/EHsc", "/arch:AVX2", "/LD"]
 
 

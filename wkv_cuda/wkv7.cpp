@@ -32,7 +32,7 @@
 
 constexpr int CHUNK = 32;  // steps between checkpoints; backward holds CHUNK+1 states, 528 KiB at N = 64
 
-constexpr int AHEAD = 4;   // steps that operands are prefetched ahead
+constexpr int AHEAD = 2;   // steps that rows of operands and results are prefetched ahead
 
 // ---- SIMD: lanes per register, and how many registers wide a block of columns is
 
@@ -146,6 +146,7 @@ static inline void read_row(const Shape& s, const void* p, std::int64_t at, floa
 }
 
 static inline void write_row(const Shape& s, void* p, std::int64_t at, const float* x) {
+    prefetch_ahead(s, p, at);
     if (s.dtype == 0) {
         std::memcpy((float*)p + at, x, s.N * sizeof(float));
     } else {
@@ -376,8 +377,13 @@ static bool for_each_task(std::int64_t tasks, int threads, F f) {
         for (std::int64_t i; (i = next++) < tasks;) f(*(Worker*)memory, i);
         ::operator delete(memory, std::align_val_t(64));
     };
+    const int n = (int)std::min<std::int64_t>(threads, tasks);
+#ifdef _OPENMP  // torch's own threads: they spin for a while after its operators, and would be in the way of others
+#pragma omp parallel num_threads(n)
+    work();
+#else
     std::vector<std::thread> pool;
-    for (int i = 1; i < std::min<std::int64_t>(threads, tasks); i++) {
+    for (int i = 1; i < n; i++) {
         try {
             pool.emplace_back(work);
         } catch (...) {
@@ -386,6 +392,7 @@ static bool for_each_task(std::int64_t tasks, int threads, F f) {
     }
     work();
     for (auto& t : pool) t.join();
+#endif
     return ok;
 }
 
