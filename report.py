@@ -87,8 +87,8 @@ def check(documents: list[str]) -> int:
     for document in documents:
         text = Path(document).read_text(encoding="utf-8")
         for path, body in re.findall(r"<!-- report (\S+) -->\n(.*?)\n<!-- end -->", text, flags=re.DOTALL):
-            if body.strip() != table(Path(document).parent / path):
-                print(f"{document}: the table of {path} is not what its record says; it should be\n{table(path)}")
+            if body.strip() != (expected := table(Path(document).parent / path)):
+                print(f"{document}: the table of {path} is not what its record says; it should be\n{expected}")
                 wrong += 1
     return wrong
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 from filelock import FileLock
@@ -50,7 +51,7 @@ def fetch(name: str, sha256: str | None = None, folder: str | os.PathLike | None
 
     Raises UserError, with the URL and where to put the file by hand, when it can't be had.
     """
-    if Path(name).exists():
+    if Path(name).is_file():
         return Path(name)
     url, known = NAMES.get(name, (name, None))
     if "://" not in url:
@@ -61,8 +62,12 @@ def fetch(name: str, sha256: str | None = None, folder: str | os.PathLike | None
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # a second run waits, then finds the file
             if not target.exists():
-                download(url.replace(HF, os.environ.get("HF_ENDPOINT", HF).rstrip("/"), 1), target, sha256 or known)
+                download(url.replace(HF, endpoint(), 1), target, sha256 or known)
     return target
+
+
+def endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or HF).rstrip("/")
 
 
 def download(url: str, target: Path, sha256: str | None) -> None:
@@ -115,7 +120,7 @@ def transfer(url: str, part: Path) -> None:
     headers = {"Accept-Encoding": "identity"}  # byte ranges count bytes of the file, not of a compressed form
     if have and etag.exists():
         headers |= {"Range": f"bytes={have}-", "If-Range": etag.read_text()}
-    if (token := os.environ.get("HF_TOKEN")) and url.startswith(os.environ.get("HF_ENDPOINT", HF)):
+    if (token := os.environ.get("HF_TOKEN")) and urlsplit(url)[:2] == urlsplit(endpoint())[:2]:
         headers["Authorization"] = f"Bearer {token}"  # requests drops it when redirected to another host
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as r:
         if r.status_code == 416:  # nothing lies behind what we have: it is of another size

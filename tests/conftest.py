@@ -1,6 +1,8 @@
 """Shared by all tests: where the real data lies (optional), and small random models."""
 
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,23 @@ def data():
         return DATA / name
 
     return find
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script in this process -> (its last message if it failed, or None, what it printed)."""
+
+    def run(*args, name="train_sft.py"):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+            error = None
+        except SystemExit as e:
+            error = None if e.code in (0, None) else str(e.code)
+        return error, capsys.readouterr().out
+
+    return run
 
 
 def random_model(n_layer=3, n_embd=128, vocab_size=50, head_size=64, seed=0, **sizes):

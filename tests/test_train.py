@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -41,23 +40,6 @@ def tiny(tmp_path):
 
 def command(*args):
     return [sys.executable, "train_sft.py", *map(str, args)]
-
-
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """Run a script in this process -> (its last message if it failed, or None, what it printed)."""
-
-    def run(*args, name="train_sft.py"):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        try:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-            error = None
-        except SystemExit as e:
-            error = None if e.code in (0, None) else str(e.code)
-        return error, capsys.readouterr().out
-
-    return run
 
 
 def rows(run_dir, kind="train", drop=("seconds",)):
