@@ -51,19 +51,23 @@ def load():
         raise UserError(
             "there is no trained model in out/: run `python train_sft.py configs/quickstart.py`, or name one: --model="
         )
-    record, seed_file, weights = None, None, where
     if where.is_dir():
-        on = where / "on" if (where / "on" / "last").exists() else where  # a comparison: its seeded arm
-        last = on if (on / "model.pth").exists() else on / "last"
-        weights, seed_file = last / "model.pth", last / "seed.pt"
-        home = next((p for p in (where, *where.resolve().parents[:3]) if (p / "config.json").exists()), None)
-        record = run.read_json(home / "config.json") if home else None
-    net = RWKV7.load(weights if weights.exists() or weights.suffix == ".pth" else fetch(model), getattr(torch, dtype))
+        arm = where / "on" if (where / "on").is_dir() else where  # of a comparison, the seeded arm
+        weights = arm / "model.pth" if (arm / "model.pth").exists() else arm / "last" / "model.pth"
+    else:
+        weights = where if where.suffix == ".pth" else fetch(model)
+    seed_file, record = weights.with_name("seed.pt"), None
+    for folder in weights.resolve().parents[:4]:  # what train_sft.py wrote about this run, if it was one
+        if (folder / "config.json").exists():
+            found = run.read_json(folder / "config.json")
+            record = found if "val_hash" in found else None
+            break
+    net = RWKV7.load(weights, getattr(torch, dtype))
     tok = get_tokenizer(tokenizer or (record["config"]["tokenizer"] if record else "world"), vocab_file or None)
     tok.check(net.cfg.vocab_size)
     net.dtype = getattr(torch, dtype)
     dev = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    fs = FutureSeed.load(seed_file, net.cfg) if seed_file and seed_file.exists() else None
+    fs = FutureSeed.load(seed_file, net.cfg) if seed_file.exists() else None
     print(f"{weights}: L{net.cfg.n_layer} C{net.cfg.n_embd} V{net.cfg.vocab_size}, tokenizer {tok.name}, "
           f"{'with' if fs else 'no'} Future-Seed", file=sys.stderr)  # fmt: skip
     return net.to(dev).eval(), fs and fs.to(dev), tok, record

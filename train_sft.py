@@ -28,8 +28,7 @@ from common.tokenizer import get_tokenizer
 from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig
 from wkv_cuda import describe
 
-# --- config
-# the model
+# --- config: the model
 model = ""  # an official .pth, by path or by a name that `python -m common.download` lists; "" = from scratch
 n_layer = 2  # sizes of a model from scratch
 n_embd = 128
@@ -86,6 +85,7 @@ resume = ""  # directory of a run to continue
 # numerics
 dtype = "float32"  # float32 | bfloat16: what the blocks compute in; weights, moments, state and loss stay fp32
 device = "auto"  # auto | cpu | cuda
+threads = 0  # of the CPU, per process; 0 = torch's choice
 checkpointing = False  # recompute activations in the backward pass: less memory, a third more time
 seed = 0  # of the initial weights and the order of the batches
 data_seed = 1234  # of the examples, so that the validation set stays when `seed` changes
@@ -192,8 +192,7 @@ def decode(net, h, state, rows, eot: int, max_new: int) -> list[list[int]]:
 def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     """The whole validation set -> metrics, [(example, predicted ids)] in the order of the set."""
     mine = sorted(range(rank, len(job.val), world), key=lambda i: len(job.val[i].prompt))
-    nll = right = count = 0.0
-    out = []
+    nll, right, count, out = 0.0, 0, 0, []
     for batch in np.array_split(mine, -(-len(mine) // eval_bsz)):  # evenly: 'other row' needs company
         rows = [job.val[i] for i in batch]
         h, state = read_prompts(net, fs, rows)
@@ -316,7 +315,7 @@ def main():
     if resume:
         globals().update(run.read_json(Path(resume) / "config.json")["config"])
         settings = config.override(globals())  # what the command line says still counts
-    rank, world, dev = dist.init(device)
+    rank, world, dev = dist.init(device, threads)
     check(world)
     tok = get_tokenizer(tokenizer, vocab_file or None)
     job = tasks.build(task, tok, data_seed, n_train, n_val, **task_args)

@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 
 
-def init(device: str) -> tuple[int, int, torch.device]:
-    """Join torchrun's process group if there is one -> rank, world size, this process's device."""
+def init(device: str, threads: int) -> tuple[int, int, torch.device]:
+    """Join torchrun's process group if there is one, use `threads` CPU threads if not 0 -> rank, world size, device."""
+    if threads:
+        torch.set_num_threads(threads)
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

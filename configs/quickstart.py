@@ -23,3 +23,4 @@ eval_every = 250
 eval_bsz = 128
 log_every = 50
 n_show = 1
+threads = 1  # so small a model gains little from a second one, and suffers if that processor is busy

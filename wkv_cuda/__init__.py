@@ -125,12 +125,11 @@ def forward_cpp(r, w, k, v, a, b, s0, save: bool, library: Library | None = None
     operands = [t.contiguous() for t in (r, w, k, v, a, b)]
     s0 = None if s0 is None else s0.contiguous()
     y, sT = torch.empty_like(operands[0]), torch.empty(B, H, N, N, dtype=torch.float32)
-    n_saved = (-(-T // CHUNK), T) if save else (0, 0)
-    checkpoints, sa = torch.empty(B, H, n_saved[0], N, N), torch.empty(B, H, n_saved[1], N)
+    checkpoints, sa = (torch.empty(B, H, -(-T // CHUNK), N, N), torch.empty(B, H, T, N)) if save else (None, None)
     pointers = (ctypes.c_void_p * 6)(*map(_pointer, operands))
     failed = (library or _chosen()[2]).dll.wkv7_forward(
         threads(B * H * T), DTYPES[r.dtype], B, T, H, N, pointers, _pointer(s0), y.data_ptr(), sT.data_ptr(),
-        checkpoints.data_ptr() if save else 0, sa.data_ptr() if save else 0,
+        _pointer(checkpoints), _pointer(sa),
     )  # fmt: skip
     if failed:
         raise MemoryError("wkv7: no memory for a thread's state")
@@ -177,7 +176,9 @@ def _forward(
     r: torch.Tensor, w: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
     s0: torch.Tensor | None, save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    return forward_cpp(r, w, k, v, a, b, s0, save)
+    y, sT, checkpoints, sa = forward_cpp(r, w, k, v, a, b, s0, save)
+    B, _, H, N = r.shape
+    return (y, sT, checkpoints, sa) if save else (y, sT, sT.new_empty(B, H, 0, N, N), sT.new_empty(B, H, 0, N))
 
 
 @_forward.register_fake
