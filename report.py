@@ -1,13 +1,15 @@
 """Tables out of records, and the check that README.md and LOG.md still say what the records say.
 
-    python report.py results/quickstart.jsonl                             # the table of a comparison over seeds
+    python report.py results/quickstart.jsonl                             # the table of a record
     python report.py --collect results/quickstart.jsonl out/quickstart-*  # make such a file out of finished runs
     python report.py --check README.md LOG.md                             # non-zero exit if a table has drifted
 
-A table in a document stands between `<!-- report results/x.jsonl -->` and `<!-- end -->`. A record is one line: the
-compare.json of a run, which holds configuration, versions, validation hash and the last evaluation of both arms.
+A table in a document stands between `<!-- report results/x.jsonl -->` and `<!-- end -->`. A record is a file of
+compare.json lines, one a seed (configuration, versions, validation hash, last evaluation of both arms), the
+metrics.jsonl of a run, or what a script in bench/ wrote with --json.
 """
 
+import itertools
 import json
 import math
 import re
@@ -48,10 +50,14 @@ def read(path: str | Path) -> list[dict]:
     return records
 
 
-def table(path: str | Path) -> str:
-    """Markdown: off, on, paired difference with its 95 % t-interval, levels and controls, all for the task's metric."""
+def markdown(head: list[str], rows: list[tuple]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def comparison_table(path: str | Path) -> str:
+    """Off, on, paired difference with its 95 % t-interval, levels, controls (all of the task's metric), and cost."""
     records = read(path)
-    metric, n = records[0]["metric"], len(records)
+    metric, n, c = records[0]["metric"], len(records), records[0]["config"]
     off, on = ([r[arm][metric] for r in records] for arm in ("off", "on"))
     mean, sd = mean_sd([b - a for a, b in zip(off, on, strict=True)])
     half = T975[n - 2] * sd / math.sqrt(n) if 1 < n <= len(T975) + 1 else math.nan
@@ -59,18 +65,54 @@ def table(path: str | Path) -> str:
     rows = [
         ("Future-Seed off", "{:.4f} ± {:.4f}".format(*mean_sd(off))),
         ("**Future-Seed on**", "**{:.4f} ± {:.4f}**".format(*mean_sd(on))),
-        (
-            "difference, paired",
-            f"{mean:+.4f} ± {sd:.4f}, 95 % interval {mean - half:+.4f} to {mean + half:+.4f}, {ups} of {n} up",
-        ),
+        ("difference, paired", f"{mean:+.4f} ± {sd:.4f}"),
+        ("its 95 % t-interval; runs that went up", f"{mean - half:+.4f} to {mean + half:+.4f}; {ups} of {n}"),
         *((f"level: {k}", f"{v:.4f}") for k, v in records[0]["levels"].items()),
     ]
     for control in records[0]["on"].get("controls", {}):
         values = [r["on"]["controls"][control][metric] for r in records]
         rows.append((f"control: the 'on' weights with {control}", "{:.4f} ± {:.4f}".format(*mean_sd(values))))
-    c = records[0]["config"]
+    cost = [r["on"]["training_seconds"] / r["off"]["training_seconds"] for r in records]
+    rows.append(("training time, on / off", "{:.2f} ± {:.2f}".format(*mean_sd(cost))))
     head = f"{metric}, {n} seeds, {c['max_steps']} steps, {c['n_val']} validation examples"
-    return "\n".join([f"| {head} | mean ± sd |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+    return markdown([head, "mean ± sd"], rows)
+
+
+def run_table(path: str | Path) -> str:
+    """What one run's metrics.jsonl says of its course and its cost."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    steps = [r for r in rows if r["kind"] == "train"]
+    seconds = sorted(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(steps))
+    evals = [r for r in rows if r["kind"] == "eval"]
+    return markdown(
+        ["steps", "training loss", "validation loss", "seconds a step (median)", "tokens a second", "peak memory"],
+        [(str(len(steps)), f"{steps[0]['loss']:.2f} to {steps[-1]['loss']:.2f}",
+          f"{evals[0]['loss']:.2f} to {evals[-1]['loss']:.2f}", f"{seconds[len(seconds) // 2]:.2f}",
+          f"{steps[-1]['tokens'] / steps[-1]['seconds']:.0f}", f"{steps[-1]['memory_gib']:.1f} GiB")],
+    )  # fmt: skip
+
+
+def bench_table(path: str | Path) -> str:
+    """The rows that bench/wkv.py --json wrote, with ratios to the first."""
+    record = run.read_json(path)
+    first = next(iter(record["rows"].values()))
+    rows = []
+    for name, row in record["rows"].items():
+        cells = [x for k in ("forward", "both") for x in (row[k], row[k] and row[k] / first[k])]
+        rows.append((name, *("-" if x is None else f"{x:.1f}" for x in cells), f"{row['error']:.0e}"))
+    where = f"{tuple(record['shape'])}, {record['threads']} threads, {record['processor']}"
+    return markdown([where, "forward ms", "ratio", "forward + backward ms", "ratio", "error"], rows)
+
+
+def table(path: str | Path) -> str:
+    """The markdown table of a record, by what the file holds."""
+    if Path(path).suffix == ".json":
+        return bench_table(path)
+    try:
+        kind = json.loads(Path(path).read_text(encoding="utf-8").split("\n", 1)[0]).get("kind")
+    except FileNotFoundError as e:
+        raise UserError(f"record {path} does not exist") from e
+    return run_table(path) if kind else comparison_table(path)
 
 
 def collect(target: str, run_dirs: list[str]) -> None:

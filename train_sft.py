@@ -239,8 +239,7 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
     optimizers, batches = build_optimizers(net, fs), Batches(job, bsz, seed, max_prompt_tokens)
     params = [p for o in optimizers.values() for g in o.param_groups for p in g["params"] if p.requires_grad]
     parts = {"net": net, **optimizers, **({"fs": fs} if seeded else {})}
-    at = dict(step=0, tokens=0, seconds=0.0, best=math.inf)  # how far we are
-    log = run.Recorder(run_dir if rank == 0 else None)
+    at, log = dict(step=0, tokens=0, seconds=0.0, best=math.inf), run.Recorder(run_dir if rank == 0 else None)
     if resume and (found := restore_trainer(run_dir / "last" / "trainer.pt", parts)):
         at = found
         log.rewind(at["step"])
@@ -282,6 +281,7 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
         at["tokens"] += sum(len(e.prompt) + len(e.answer) for e in rows)
         at["seconds"] += time.perf_counter() - t0
         log.progress(at, loss, norm, lr * scale, time.perf_counter() - t0, max_steps, log_every)
+    metrics["training_seconds"] = at["seconds"]
     if seeded and compare:
         metrics["controls"] = controls(net, fs, job, tok.eot_id, rank, world)
     return metrics

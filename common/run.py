@@ -174,8 +174,9 @@ class Recorder:
         if not self.dir:
             return
         row = dict(
-            kind="train", step=at["step"], loss=loss, grad_norm=norm, lr=lr, tokens=at["tokens"], seconds=at["seconds"]
-        )
+            kind="train", step=at["step"], loss=loss, grad_norm=norm, lr=lr, tokens=at["tokens"], seconds=at["seconds"],
+            memory_gib=peak_memory_gib(),
+        )  # fmt: skip
         self.append("metrics.jsonl", json.dumps(row) + "\n")
         if at["step"] % every == 0 or at["step"] == steps:
             rate, left = at["tokens"] / at["seconds"], at["seconds"] / at["step"] * (steps - at["step"])
@@ -224,7 +225,7 @@ def read_metrics(run_dir: Path) -> list[dict]:
 
 
 def comparison(off: dict, on: dict, metric: str, levels: dict[str, float]) -> str:
-    """The paired table of two arms that took the same steps on the same batches: `metric` first, controls below."""
+    """The paired table of two arms that took the same steps on the same batches: `metric` first, controls last."""
     names = [k for k, v in on.items() if isinstance(v, float)]
     names.sort(key=lambda k: k != metric)
     lines = [f"{'':24}{'off':>10}{'on':>10}{'on - off':>11}"]

@@ -138,7 +138,8 @@ class TestPick:
 def test_report_tables_and_their_check(script, tmp_path, capsys):
     def record(seed, off, on, **kw):
         config = dict(seed=seed, max_steps=5, n_val=9, lr=1.0)
-        arms = dict(off=dict(accuracy=off), on=dict(accuracy=on, controls={"no seed": dict(accuracy=off)}))
+        arms = dict(off=dict(accuracy=off, training_seconds=2.0), on=dict(accuracy=on, training_seconds=3.0))
+        arms["on"]["controls"] = {"no seed": dict(accuracy=off)}
         fixed = dict(levels={"chance": 0.1}, val_hash="x", base_sha256=None, commit="c", torch="2")
         return dict(metric="accuracy", config=config, **fixed, **arms) | kw
 
@@ -148,7 +149,9 @@ def test_report_tables_and_their_check(script, tmp_path, capsys):
     error, out = script(path, name="report.py")
     assert error is None
     # differences .4 .5 .5: mean .4667, sd .0577, interval .4667 -+ 4.303 * .0577 / sqrt(3)
-    assert "+0.4667 ± 0.0577, 95 % interval +0.3232 to +0.6101, 3 of 3 up" in out
+    assert "| +0.4667 ± 0.0577 |" in out
+    assert "| +0.3232 to +0.6101; 3 of 3 |" in out
+    assert "| training time, on / off | 1.50 ± 0.00 |" in out
     assert "| control: the 'on' weights with no seed | 0.1333 ± 0.0577 |" in out
     document = tmp_path / "README.md"
     document.write_text(f"<!-- report r.jsonl -->\n{out.strip()}\n<!-- end -->\n")

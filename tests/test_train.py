@@ -42,7 +42,7 @@ def command(*args):
     return [sys.executable, "train_sft.py", *map(str, args)]
 
 
-def rows(run_dir, kind="train", drop=("seconds",)):
+def rows(run_dir, kind="train", drop=("seconds", "memory_gib")):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     kept = [r for r in map(json.loads, lines) if r["kind"] == kind]
     return [{k: v for k, v in r.items() if k not in drop} for r in kept]
