@@ -10,7 +10,6 @@ import platform
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,7 +34,6 @@ def cli(main: Callable[[], None]) -> None:
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        traceback.print_exc()
         sys.exit("error: no space left on disk: free some and continue with --resume; what was saved before is whole")
 
 
