@@ -260,6 +260,12 @@ def test_a_dead_process_does_not_hold_the_lock(tmp_path):
 
 
 @needs_cpp
+def test_a_cache_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    assert python(USE, tmp_path / "file", TMPDIR=str(tmp_path))[:2] == (0, "cpp")
+
+
+@needs_cpp
 def test_a_library_that_computes_something_else_is_refused(tmp_path):
     patch = "import wkv_cuda.build as b, pathlib; s = b.SOURCE.read_text().replace('NEXT[q] += x * A;', '')\n"
     patch += f"b.SOURCE = pathlib.Path({str(tmp_path / 'wrong.cpp')!r}); b.SOURCE.write_text(s)\n"

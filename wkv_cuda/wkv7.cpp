@@ -30,9 +30,8 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int CHUNK = 32;  // steps between checkpoints; backward holds CHUNK+1 states, 528 KiB at N = 64
-
-constexpr int AHEAD = 2;   // steps that rows of operands and results are prefetched ahead
+constexpr int CHUNK = 32;  // steps between checkpoints
+constexpr int AHEAD = 2;   // steps that forward prefetches rows ahead
 
 // ---- SIMD: lanes per register, and how many registers wide a block of columns is
 
@@ -120,20 +119,19 @@ static inline float exp_row(float x) {
 struct Shape {
     std::int64_t B, T, H, N;
     int dtype;
+    int size() const { return dtype == 0 ? 4 : 2; }
     std::int64_t row(std::int64_t b, std::int64_t t, std::int64_t h) const { return ((b * T + t) * H + h) * N; }
 };
 
 // A row of one head is far from the next step's (H*N elements), too far for the processor to see a pattern: tell it.
-static inline void prefetch_ahead(const Shape& s, const void* p, std::int64_t at) {
+// Into the L2 cache: L1 is full of state.
+static inline void prefetch_row(const void* p, std::int64_t at, std::int64_t N, int size) {
 #if defined(__GNUC__)
-    const int size = s.dtype == 0 ? 4 : 2;
-    const char* ahead = (const char*)p + (at + AHEAD * s.H * s.N) * size;
-    for (std::int64_t i = 0; i < s.N * size; i += 64) __builtin_prefetch(ahead + i);
+    for (std::int64_t i = 0; i < N * size; i += 64) __builtin_prefetch((const char*)p + at * size + i, 0, 2);
 #endif
 }
 
 static inline void read_row(const Shape& s, const void* p, std::int64_t at, float* out) {
-    prefetch_ahead(s, p, at);
     if (s.dtype == 0) {
         std::memcpy(out, (const float*)p + at, s.N * sizeof(float));
     } else {
@@ -146,7 +144,6 @@ static inline void read_row(const Shape& s, const void* p, std::int64_t at, floa
 }
 
 static inline void write_row(const Shape& s, void* p, std::int64_t at, const float* x) {
-    prefetch_ahead(s, p, at);
     if (s.dtype == 0) {
         std::memcpy((float*)p + at, x, s.N * sizeof(float));
     } else {
@@ -168,11 +165,12 @@ static inline void decay_row(int n, const float* w, float* d, float* e) {
     }
 }
 
-static void transpose(int n, const float* from, int from_stride, float* to, int to_stride) {
+// to[j][i] = from[i][j] for i < n, j < m, block by block.
+static void transpose(int n, int m, const float* from, int from_stride, float* to, int to_stride) {
     for (int i0 = 0; i0 < n; i0 += 16)
-        for (int j0 = 0; j0 < n; j0 += 16)
+        for (int j0 = 0; j0 < m; j0 += 16)
             for (int i = i0; i < std::min(i0 + 16, n); i++)
-                for (int j = j0; j < std::min(j0 + 16, n); j++) to[j * to_stride + i] = from[i * from_stride + j];
+                for (int j = j0; j < std::min(j0 + 16, m); j++) to[j * to_stride + i] = from[i * from_stride + j];
 }
 
 // ---- forward of one (b,h); NP >= N is the padded size, and padding stays zero by itself
@@ -213,7 +211,7 @@ struct Forward {
         const std::int64_t bi = task / s.H, h = task % s.H, N = s.N, chunks = (s.T + CHUNK - 1) / CHUNK;
         std::memset(S, 0, sizeof S);
         std::memset(sa, 0, sizeof sa);
-        if (s0) transpose(N, s0 + task * N * N, N, S, NP);
+        if (s0) transpose(N, N, s0 + task * N * N, N, S, NP);
         if (s.T) read_row(s, in[4], s.row(bi, 0, h), a);
         for (int i = 0; i < N; i++)  // sa of the first step
             for (int j = 0; j < N; j++) sa[j] += S[i * NP + j] * a[i];
@@ -225,6 +223,8 @@ struct Forward {
             read_row(s, in[3], at, v);
             read_row(s, in[5], at, b);
             if (t + 1 < s.T) read_row(s, in[4], s.row(bi, t + 1, h), a);
+            for (int m = 0; m < 6; m++) prefetch_row(in[m], at + AHEAD * s.H * N, N, s.size());
+            prefetch_row(out, at + AHEAD * s.H * N, N, s.size());
             decay_row(N, w, d, e);
             if (checkpoints && t % CHUNK == 0)
                 for (int i = 0; i < N; i++)
@@ -233,46 +233,53 @@ struct Forward {
             step();
             write_row(s, out, at, y);
         }
-        transpose(N, S, NP, sT + task * N * N, N);
+        transpose(N, N, S, NP, sT + task * N * N, N);
     }
 };
 
 // ---- backward of one (b,h)
 
+// A chunk is done for ROWS rows (values) of the state at a time: rows meet only in the sums for dr dw dk da db. The
+// replayed states of ROWS rows are 132 KiB at N = 64 and wait in the L2 cache, their rows of dS stay in L1.
 template <int NP>
 struct Backward {
-    static constexpr int Q = std::min(BLOCK_BWD, NP / W);
+    static constexpr int Q = std::min(BLOCK_BWD, NP / W), ROWS = 16, TILE = 8;
     struct Step {
         float r[NP], w[NP], k[NP], v[NP], a[NP], b[NP], dy[NP], sa[NP], d[NP], e[NP];
     };
     struct Gradient {
         float r[NP], w[NP], k[NP], v[NP], a[NP], b[NP], sa[NP];
     };
-    alignas(64) float S[(CHUNK + 1) * NP * NP], dS[NP * NP], partial_v[NP * W], partial_sa[NP * W];
+    alignas(64) float S[(CHUNK + 1) * ROWS * NP], dS[NP * NP], partial_v[ROWS * W], partial_sa[ROWS * W];
     Step steps[CHUNK];
-    Gradient grads[2];
+    Gradient grads[CHUNK];
 
-    // `later`: finish step t, going from G = dL/dS_t to dL/dS_{t-1}. `earlier`: begin step t-1 by adding its dy r^T, and
-    // collecting its dv and dsa. Both read S_{t-1}, given as `state`, so that doing them together loads everything once.
+    // For rows j0 and after. LATER: finish step t1, going from G = dL/dS after it to that before it. EARLIER: begin the
+    // step before, t0, by adding its dy r^T, and collecting its dv and dsa. Both read the state between the two, so
+    // that doing them together loads everything once.
     template <bool LATER, bool EARLIER>
-    void pass(const float* state, const Step* t1, Gradient* g1, const Step* t0, Gradient* g0) {
+    void pass(int j0, const float* state, const Step* t1, Gradient* g1, const Step* t0, Gradient* g0) {
         for (int c = 0; c < NP; c += Q * W) {
             vf DK[Q], DB[Q], DD[Q], DA[Q], DR[Q], D[Q], A[Q], R[Q], K[Q], B[Q];
             for (int q = 0; q < Q; q++) {
-                DK[q] = DB[q] = DD[q] = DA[q] = DR[q] = set1(0);
-                if (LATER) D[q] = load(t1->d + c + q * W), A[q] = load(t1->a + c + q * W);
+                const int at = c + q * W;
+                if (LATER) {
+                    D[q] = load(t1->d + at), A[q] = load(t1->a + at);
+                    DK[q] = load(g1->k + at), DB[q] = load(g1->b + at);
+                    DD[q] = load(g1->w + at), DA[q] = load(g1->a + at);  // w: of d so far
+                }
                 if (EARLIER) {
-                    R[q] = load(t0->r + c + q * W);
-                    K[q] = load(t0->k + c + q * W);
-                    B[q] = load(t0->b + c + q * W);
+                    R[q] = load(t0->r + at), K[q] = load(t0->k + at), B[q] = load(t0->b + at);
+                    DR[q] = load(g0->r + at);
                 }
             }
-            for (int j = 0; j < NP; j++) {
+            for (int j = 0; j < ROWS; j++) {
                 vf V, SA, DSA, DY, PV = set1(0), PSA = set1(0);
-                if (LATER) V = set1(t1->v[j]), SA = set1(t1->sa[j]), DSA = set1(g1->sa[j]);
-                if (EARLIER) DY = set1(t0->dy[j]);
+                if (LATER) V = set1(t1->v[j0 + j]), SA = set1(t1->sa[j0 + j]), DSA = set1(g1->sa[j0 + j]);
+                if (EARLIER) DY = set1(t0->dy[j0 + j]);
                 for (int q = 0; q < Q; q++) {
-                    vf G = load(dS + j * NP + c + q * W), s = load(state + j * NP + c + q * W);
+                    float* g = dS + (j0 + j) * NP + c + q * W;
+                    vf G = load(g), s = load(state + j * NP + c + q * W);
                     if (LATER) {
                         DK[q] += G * V;
                         DB[q] += G * SA;
@@ -286,7 +293,7 @@ struct Backward {
                         PV += G * K[q];
                         PSA += G * B[q];
                     }
-                    store(dS + j * NP + c + q * W, G);
+                    store(g, G);
                 }
                 if (EARLIER) {
                     if (c) PV += load(partial_v + j * W), PSA += load(partial_sa + j * W);
@@ -295,44 +302,59 @@ struct Backward {
                 }
             }
             for (int q = 0; q < Q; q++) {
+                const int at = c + q * W;
                 if (LATER) {
-                    store(g1->k + c + q * W, DK[q]);
-                    store(g1->b + c + q * W, DB[q]);
-                    store(g1->w + c + q * W, DD[q]);  // of d so far
-                    store(g1->a + c + q * W, DA[q]);
+                    store(g1->k + at, DK[q]), store(g1->b + at, DB[q]);
+                    store(g1->w + at, DD[q]), store(g1->a + at, DA[q]);
                 }
-                if (EARLIER) store(g0->r + c + q * W, DR[q]);
+                if (EARLIER) store(g0->r + at, DR[q]);
             }
         }
         if (EARLIER)
-            for (int j = 0; j < NP; j += W) {
-                store(g0->v + j, sum_rows(partial_v + j * W));
-                store(g0->sa + j, sum_rows(partial_sa + j * W));
+            for (int j = 0; j < ROWS; j += W) {
+                store(g0->v + j0 + j, sum_rows(partial_v + j * W));
+                store(g0->sa + j0 + j, sum_rows(partial_sa + j * W));
             }
     }
 
-    // The states of a chunk from its checkpoint: S[0] before its first step, S[i+1] after step i.
-    void replay(const Shape& s, std::int64_t task, std::int64_t t0, int n, const void* const* in, const void* dy,
-                const float* checkpoint, const float* saved_sa) {
-        const int N = s.N;
-        transpose(N, checkpoint, N, S, NP);
-        for (int i = 0; i < n; i++) {
-            Step& x = steps[i];
-            const std::int64_t at = s.row(task / s.H, t0 + i, task % s.H);
-            float* rows[] = {x.r, x.w, x.k, x.v, x.a, x.b};
-            for (int m = 0; m < 6; m++) read_row(s, in[m], at, rows[m]);
-            read_row(s, dy, at, x.dy);
-            std::memcpy(x.sa, saved_sa + (task * s.T + t0 + i) * N, N * sizeof(float));
-            decay_row(N, x.w, x.d, x.e);
-            const float* from = S + (std::int64_t)i * NP * NP;
-            float* to = S + (std::int64_t)(i + 1) * NP * NP;
-            for (int j = 0; j < NP; j++) {
-                vf SA = set1(x.sa[j]), V = set1(x.v[j]);
-                for (int c = 0; c < NP; c += W)
-                    store(to + j * NP + c,
-                          load(from + j * NP + c) * load(x.d + c) + SA * load(x.b + c) + V * load(x.k + c));
+    // Rows j0 and after of the states of n steps, from those at the start: S[0] before the first, S[i+1] after step i.
+    // Tiles of it stay in registers over all steps.
+    void replay(int j0, int n) {
+        for (int c = 0; c < NP; c += Q * W)
+            for (int j = 0; j < ROWS; j += TILE) {
+                float* to = S + j * NP + c;
+                vf x[TILE][Q];
+                for (int m = 0; m < TILE; m++)
+                    for (int q = 0; q < Q; q++) x[m][q] = load(to + m * NP + q * W);
+                for (int i = 0; i < n; i++) {
+                    const Step& t = steps[i];
+                    to += ROWS * NP;
+                    for (int m = 0; m < TILE; m++) {
+                        vf SA = set1(t.sa[j0 + j + m]), V = set1(t.v[j0 + j + m]);
+                        for (int q = 0; q < Q; q++) {
+                            const int at = c + q * W;
+                            x[m][q] = x[m][q] * load(t.d + at) + SA * load(t.b + at) + V * load(t.k + at);
+                            store(to + m * NP + q * W, x[m][q]);
+                        }
+                    }
+                }
             }
-        }
+    }
+
+    void read_step(const Shape& s, std::int64_t task, std::int64_t t, const void* const* in, const void* dy,
+                   const float* saved_sa, Step& x) {
+        const std::int64_t at = s.row(task / s.H, t, task % s.H);
+        float* rows[] = {x.r, x.w, x.k, x.v, x.a, x.b};
+        for (int m = 0; m < 6; m++) read_row(s, in[m], at, rows[m]);
+        read_row(s, dy, at, x.dy);
+        std::memcpy(x.sa, saved_sa + (task * s.T + t) * s.N, s.N * sizeof(float));
+        decay_row((int)s.N, x.w, x.d, x.e);
+    }
+
+    void write_step(const Shape& s, std::int64_t at, const Step& x, Gradient& g, void* const* out) {
+        for (int m = 0; m < s.N; m++) g.w[m] *= -x.d[m] * x.e[m];  // from d to w
+        const float* rows[] = {g.r, g.w, g.k, g.v, g.a, g.b};
+        for (int m = 0; m < 6; m++) write_row(s, out[m], at, rows[m]);
     }
 
     void run(const Shape& s, std::int64_t task, const void* const* in, const float* checkpoints, const float* saved_sa,
@@ -343,17 +365,27 @@ struct Backward {
         for (std::int64_t c = chunks - 1; c >= 0; c--) {
             const std::int64_t t0 = c * CHUNK;
             const int n = (int)std::min<std::int64_t>(CHUNK, s.T - t0);
-            replay(s, task, t0, n, in, dy, checkpoints + (task * chunks + c) * N * N, saved_sa);
-            pass<false, true>(S + (std::int64_t)n * NP * NP, nullptr, nullptr, &steps[n - 1], &grads[(n - 1) % 2]);
-            for (int i = n - 1; i >= 0; i--) {
-                Gradient &g = grads[i % 2], &g_before = grads[(i + 1) % 2];
-                const float* state = S + (std::int64_t)i * NP * NP;
-                if (i) pass<true, true>(state, &steps[i], &g, &steps[i - 1], &g_before);
-                else pass<true, false>(state, &steps[i], &g, nullptr, nullptr);
-                for (int m = 0; m < N; m++) g.w[m] *= -steps[i].d[m] * steps[i].e[m];  // from d to w
-                const float* rows[] = {g.r, g.w, g.k, g.v, g.a, g.b};
-                const std::int64_t at = s.row(task / s.H, t0 + i, task % s.H);
-                for (int m = 0; m < 6; m++) write_row(s, out[m], at, rows[m]);
+            const float* checkpoint = checkpoints + (task * chunks + c) * N * N;
+            for (int i = 0; i < n; i++) read_step(s, task, t0 + i, in, dy, saved_sa, steps[i]);
+            std::memset(grads, 0, sizeof grads);
+            for (int j0 = 0; j0 < N; j0 += ROWS) {
+                std::memset(S, 0, ROWS * NP * sizeof(float));
+                transpose((int)N, (int)std::min<std::int64_t>(ROWS, N - j0), checkpoint + j0, (int)N, S, NP);
+                replay(j0, n);
+                pass<false, true>(j0, S + n * ROWS * NP, nullptr, nullptr, &steps[n - 1], &grads[n - 1]);
+                for (int i = n - 1; i >= 0; i--) {
+                    const std::int64_t at = s.row(task / s.H, t0 + i, task % s.H), before = at - CHUNK * s.H * N;
+                    const float* state = S + i * ROWS * NP;
+                    if (i) pass<true, true>(j0, state, &steps[i], &grads[i], &steps[i - 1], &grads[i - 1]);
+                    else pass<true, false>(j0, state, &steps[0], &grads[0], nullptr, nullptr);
+                    if (j0 == 0 && c > 0) {  // bring what the chunk before needs meanwhile
+                        for (int m = 0; m < 6; m++) prefetch_row(in[m], before, N, s.size());
+                        prefetch_row(dy, before, N, s.size());
+                        prefetch_row(saved_sa, (task * s.T + t0 + i - CHUNK) * N, N, 4);
+                        prefetch_row(checkpoint, (i - CHUNK) * N * N / CHUNK, N * N / CHUNK, 4);
+                    }
+                    if (j0 + ROWS >= N) write_step(s, at, steps[i], grads[i], out);
+                }
             }
         }
         for (int j = 0; j < N; j++) std::memcpy(ds0 + (task * N + j) * N, dS + j * NP, N * sizeof(float));
