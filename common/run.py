@@ -260,7 +260,8 @@ def plot_curves(path: Path, runs: dict[str, Path], metric: str, levels: dict[str
         train, val = [r for r in rows if r["kind"] == "train"], [r for r in rows if r["kind"] == "eval"]
         left.plot([r["step"] for r in train], [r["loss"] for r in train], color=color, label=label, lw=1.2)
         right.plot([r["step"] for r in val], [r[metric] for r in val], color=color, label=label, marker="o", ms=3)
-    for (name, value), style in zip(levels.items(), ["--", ":", "-."], strict=False):
+    names = {v: ", ".join(k for k in levels if levels[k] == v) for v in levels.values()}  # equal ones share a line
+    for (value, name), style in zip(names.items(), ["--", ":", "-."], strict=False):
         right.axhline(value, color="grey", ls=style, lw=1)
         right.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
     left.set(xlabel="step", ylabel="training loss (nats/token)", title=title)
