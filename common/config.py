@@ -13,9 +13,9 @@ are their own business, and the docstring says how to run them.
 import ast
 import difflib
 import io
-import runpy
 import sys
 import tokenize
+import traceback
 from pathlib import Path
 
 from common.errors import UserError
@@ -41,9 +41,10 @@ def override(g: dict, argv: list[str] | None = None) -> dict:
     Prints help and exits on -h or --help. Raises UserError for an unknown key, a wrong type or an unreadable file.
     """
     argv = sys.argv[1:] if argv is None else argv
-    defaults = {k: v for k, v in g.items() if k in _assigned(g["__file__"]) and isinstance(v, SIMPLE)}
+    lines = _assigned(g["__file__"])
+    defaults = {k: v for k, v in g.items() if k in lines and isinstance(v, SIMPLE)}
     if "-h" in argv or "--help" in argv:
-        print(_help(g, defaults))
+        print(_help(g, defaults, lines))
         raise SystemExit(0)
     values = dict(defaults)
     _files[:] = [a for a in argv if not a.startswith("-")]
@@ -54,15 +55,13 @@ def override(g: dict, argv: list[str] | None = None) -> dict:
         name, eq, text = arg.lstrip("-").partition("=")
         key, dot, item = name.replace("-", "_").partition(".")
         default = _known(defaults, key, where=arg)
-        if dot:
-            if not isinstance(default, dict):
-                raise UserError(f"{arg}: {key} is not a dict, it has no item {item!r}")
-            values[key] = {**values[key], item: _literal(text)}
-        elif not eq and not isinstance(default, bool):
+        if dot and not (isinstance(default, dict) and item):
+            raise UserError(f"{arg}: {key} is not a dict, it has no item {item!r}" if item else f"{arg}: which item?")
+        default = values[key].get(item) if dot else default
+        if not eq and not isinstance(default, bool):
             raise UserError(f"{arg}: a value is missing, write --{name}=VALUE")
-        else:
-            value = text if isinstance(default, str) else _literal(text) if eq else True
-            _set(values, defaults, key, value, where=arg)
+        value = text if isinstance(default, str) else _literal(text) if eq else True
+        _set(values, defaults, key, {**values[key], item: value} if dot else value, where=arg)
     _changes[:] = [f"{k} = {v!r}  (was {defaults[k]!r})" for k, v in values.items() if v != defaults[k]]
     g.update(values)
     return values
@@ -72,11 +71,16 @@ def _assigned(path: str) -> dict[str, int]:
     """{lower-case name assigned at the top level of a script: its line}."""
     out = {}
     for node in ast.parse(Path(path).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name.islower() and not name.startswith("_"):
-                out[name] = node.end_lineno
+        name = getattr(node.targets[0], "id", "") if isinstance(node, ast.Assign) else ""
+        if name.islower() and not name.startswith("_"):
+            out.setdefault(name, node.end_lineno)
     return out
+
+
+def _simple(value) -> bool:
+    """Whether JSON can hold it, so that a run can be resumed from its record."""
+    items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, SIMPLE) and all(map(_simple, items))
 
 
 def _known(defaults: dict, key: str, where: str):
@@ -91,10 +95,10 @@ def _set(values: dict, defaults: dict, key: str, value, where: str) -> None:
     default = _known(defaults, key, where)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(default, tuple) and isinstance(value, list):
-        value = tuple(value)
-    if not isinstance(value, SIMPLE) or (default is not None and type(value) is not type(default)):
-        wanted = "a simple value" if default is None else f"{type(default).__name__} like {default!r}"
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        value = type(default)(value)  # a default read back from JSON is a list
+    if not _simple(value) or (default is not None and type(value) is not type(default)):
+        wanted = "a plain value" if default is None else f"{type(default).__name__} like {default!r}"
         raise UserError(f"{where}: {key} must be {wanted}, got {value!r} ({type(value).__name__})")
     values[key] = value
 
@@ -102,36 +106,38 @@ def _set(values: dict, defaults: dict, key: str, value, where: str) -> None:
 def _literal(text: str):
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
 def _read(path: str) -> dict:
-    """The assignments of a config file."""
     try:
-        Path(path).read_text(encoding="utf-8")
-        found = runpy.run_path(path)
-    except FileNotFoundError as e:
-        raise UserError(f"config file {path} does not exist") from e
+        source = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise UserError(f"config file {path} can't be read ({e.strerror}); values are written --key=value") from e
     except UnicodeDecodeError as e:
-        raise UserError(f"config file {path} is not UTF-8 text (byte {e.start})") from e
+        line = e.object.count(b"\n", 0, e.start) + 1
+        raise UserError(f"config file {path}, line {line}: not UTF-8 text (byte {e.start})") from e
+    try:
+        exec(compile(source, path, "exec"), found := {"__file__": path})
     except SyntaxError as e:
         raise UserError(f"config file {path}, line {e.lineno}: {e.msg}") from e
     except Exception as e:
-        raise UserError(f"config file {path}: {type(e).__name__}: {e}") from e
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
+        raise UserError(f"config file {path}, line {[0, *lines][-1]}: {type(e).__name__}: {e}") from e
     found = {k: v for k, v in found.items() if not k.startswith("_")}
     for k, v in found.items():
-        if not isinstance(v, SIMPLE):
-            raise UserError(f"config file {path}: {k} is a {type(v).__name__}, but a config holds only plain values")
+        if not _simple(v):
+            raise UserError(
+                f"config file {path}: {k} is or holds no plain value, but {v!r}: only those can be recorded"
+            )
     return found
 
 
-def _help(g: dict, defaults: dict) -> str:
+def _help(g: dict, defaults: dict, lines: dict[str, int]) -> str:
     """The script's docstring, then each key with its default and the comment behind it."""
     source = Path(g["__file__"]).read_text(encoding="utf-8")
-    comments, lines = {}, _assigned(g["__file__"])
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip("# ")
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.removeprefix("#").strip() for t in tokens if t.type == tokenize.COMMENT}
     rows = [f"  --{k}={v!r:24} {comments.get(lines[k], '')}".rstrip() for k, v in defaults.items()]
     return "\n".join([(g.get("__doc__") or "").strip(), "", "keys and their defaults:", *rows])

@@ -7,6 +7,7 @@ A download that was cut goes on where it stopped (HTTP Range), is checked agains
 gets its name only when it is whole. HF_ENDPOINT replaces https://huggingface.co (mirrors), HF_TOKEN is sent there only.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -24,7 +25,8 @@ from common.files import replacing
 DATA = Path(__file__).resolve().parents[1] / "data"
 HF = "https://huggingface.co"
 WORLD, G1 = f"{HF}/BlinkDL/rwkv-7-world/resolve/main", f"{HF}/BlinkDL/rwkv7-g1/resolve/main"
-TRIES, TIMEOUT, BLOCK = 5, (10, 60), 1 << 20  # attempts without progress; seconds to connect, between bytes; bytes
+TRIES, TIMEOUT = 5, (10, 60)  # attempts without progress; seconds to connect, and to wait for bytes
+BLOCK = 1 << 16  # bytes; what a cut connection can lose, so a slow line needs it small
 
 # fmt: off
 NAMES = {  # name: (URL, SHA-256 or None where no published one is known)
@@ -51,23 +53,34 @@ def fetch(name: str, sha256: str | None = None, folder: str | os.PathLike | None
 
     Raises UserError, with the URL and where to put the file by hand, when it can't be had.
     """
-    if Path(name).is_file():
+    if "://" not in name and Path(name).is_file():
         return Path(name)
     url, known = NAMES.get(name, (name, None))
-    if "://" not in url:
-        raise UserError(f"{name} is neither a file nor a name that `python -m common.download` lists")
-    suffix = "" if Path(name).suffix in (".txt", ".json", ".jsonl") else Path(url).suffix
-    target = Path(folder or DATA) / (name + suffix if name in NAMES else url.rsplit("/", 1)[1])
-    if not target.exists():
+    file = urlsplit(url).path.rsplit("/", 1)[-1]
+    if "://" not in url or not file:
+        raise UserError(f"{name} is neither a file nor its URL nor a name that `python -m common.download` lists")
+    suffix = "" if Path(name).suffix in (".txt", ".json", ".jsonl") else Path(file).suffix
+    target = Path(folder or DATA) / (name + suffix if name in NAMES else file)
+    if target.exists():
+        return target
+    if url.startswith(f"{HF}/"):
+        url = endpoint() + url.removeprefix(HF)
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # a second run waits, then finds the file
             if not target.exists():
-                download(url.replace(HF, endpoint(), 1), target, sha256 or known)
+                download(url, target, sha256 or known)
+    except OSError as e:
+        full = "what came is kept, free some space and rerun" if e.errno == errno.ENOSPC else f"URL: {url}"
+        raise UserError(f"{target} can't be written ({e.strerror}): {full}") from e
     return target
 
 
 def endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or HF).rstrip("/")
+    url = (os.environ.get("HF_ENDPOINT") or HF).rstrip("/")
+    if not url.startswith(("https://", "http://")):
+        raise UserError(f"HF_ENDPOINT={url} is not a URL: it begins with https://")
+    return url
 
 
 def download(url: str, target: Path, sha256: str | None) -> None:
@@ -78,36 +91,25 @@ def download(url: str, target: Path, sha256: str | None) -> None:
         try:
             transfer(url, part)
             break
-        except requests.HTTPError as e:
-            status = e.response.status_code
-            if status < 500 and status != 429:
-                raise UserError(f"{url} answered {status} {e.response.reason}: {advice(status, target)}") from e
-            failures, problem = failures + 1, e
-        except (requests.RequestException, OSError) as e:
-            if isinstance(e, OSError) and e.errno == 28:
-                raise UserError(
-                    f"no space left on disk for {target}: what came is kept in {part}, free some and rerun"
-                ) from e
+        except requests.RequestException as e:
+            status, problem = e.response.status_code if e.response is not None else 0, type(e).__name__
+            if 400 <= status < 500 and status not in (408, 429):
+                token = "set HF_TOKEN to one that may read it, or " if status in (401, 403) else ""
+                raise UserError(f"{url} answered {status}: {token}get it elsewhere and put it at {target}") from e
             after = part.stat().st_size if part.exists() else 0
-            failures, problem = (0 if after > before else failures) + 1, e
+            failures = (0 if after > before else failures) + 1
         if failures >= TRIES:
-            raise UserError(
-                f"{url} can't be reached ({type(problem).__name__}): download it elsewhere and put it at {target}"
-            )
+            problem = f"status {status}" if status else problem
+            raise UserError(f"{url} can't be reached ({problem}): download it elsewhere and put it at {target}")
         time.sleep(min(0.2 * 2**failures, 10))
     if sha256 and (got := digest(part)) != sha256:
         part.unlink()
+        etag_file(part).unlink(missing_ok=True)
         raise UserError(
             f"{url} is corrupt or has changed: SHA-256 {got[:12]}..., expected {sha256[:12]}...; it was deleted, rerun"
         )
     etag_file(part).unlink(missing_ok=True)
     os.replace(part, target)
-
-
-def advice(status: int, target: Path) -> str:
-    if status in (401, 403):
-        return "set HF_TOKEN to a token that may read it"
-    return f"if you have the file, put it at {target}"
 
 
 def etag_file(part: Path) -> Path:
@@ -120,28 +122,35 @@ def transfer(url: str, part: Path) -> None:
     headers = {"Accept-Encoding": "identity"}  # byte ranges count bytes of the file, not of a compressed form
     if have and etag.exists():
         headers |= {"Range": f"bytes={have}-", "If-Range": etag.read_text()}
-    if (token := os.environ.get("HF_TOKEN")) and urlsplit(url)[:2] == urlsplit(endpoint())[:2]:
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if token and urlsplit(url)[:2] == urlsplit(endpoint())[:2]:  # scheme and host; a prefix would fit hosts of others
         headers["Authorization"] = f"Bearer {token}"  # requests drops it when redirected to another host
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as r:
-        if r.status_code == 416:  # nothing lies behind what we have: it is of another size
-            part.unlink()
-            raise requests.ConnectionError("the partial file is longer than the original")
+        span = r.headers.get("Content-Range", "")
+        if r.status_code == 416 and span == f"bytes */{have}":
+            return  # nothing was lacking: an earlier run ended between the last byte and the renaming
+        resumed = r.status_code == 206 and span.startswith(f"bytes {have}-")
+        if r.status_code == 416 or (r.status_code == 206 and not resumed):
+            etag.unlink()
+            raise requests.ConnectionError("the server can't continue what is in the partial file")
         r.raise_for_status()
-        resumed = r.status_code == 206
-        have = have if resumed else 0
+        if not resumed:  # before the new ETag is written: it must never stand beside old bytes
+            part.unlink(missing_ok=True)
+            have = 0
         total = have + int(r.headers["Content-Length"]) if "Content-Length" in r.headers else None
         check_space(part, (total or 0) - have)
-        if (tag := r.headers.get("ETag")) and not tag.startswith("W/"):
-            with replacing(etag) as tmp:
-                tmp.write_text(tag)
-        else:
+        if not resumed:
             etag.unlink(missing_ok=True)
-        with open(part, "ab" if resumed else "wb") as f:
+            if (tag := r.headers.get("ETag")) and not tag.startswith("W/"):
+                with replacing(etag) as tmp:
+                    tmp.write_text(tag)
+        with open(part, "ab") as f:
             bar = Progress(part.name.removesuffix(".part"), have, total)
             for block in r.iter_content(BLOCK):
                 f.write(block)
                 bar.add(len(block))
             bar.close()
+            os.fsync(f.fileno())  # the whole file must be on disk before it gets its name
     if total is not None and part.stat().st_size != total:
         raise requests.ConnectionError(f"the connection closed after {part.stat().st_size} of {total} bytes")
 
@@ -200,3 +209,5 @@ if __name__ == "__main__":
         main()
     except UserError as e:
         sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: what came is kept, the same command goes on from there")

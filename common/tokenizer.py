@@ -9,6 +9,7 @@ Every tokenizer has name, vocab_size (rows it needs), eot_id, mask_id (or None),
 """
 
 import ast
+import base64
 import codecs
 from pathlib import Path
 
@@ -35,11 +36,22 @@ class Tokenizer:
 
     def check(self, rows: int) -> None:
         """Raise UserError unless a model with `rows` embeddings can have been made for this tokenizer."""
-        if rows < self.vocab_size or (rows > 2 * self.vocab_size and rows > self.vocab_size + 1024):
-            fits = {65536: "world", 256: "bytes", 50257: "gpt2", 50304: "gpt2"}.get(rows, f"chars:ALPHABET of {rows}")
+        exact = {65536: "world", 50304: "gpt2", 50257: "gpt2", 256: "bytes"}  # 50304: gpt2 padded to 64 rows
+        padded = self.vocab_size <= rows < self.vocab_size + 1024 and exact.get(rows, self.name) == self.name
+        if rows != self.vocab_size and not padded:
+            near = [name for size, name in exact.items() if size <= rows < size + 1024]
+            fits = near[0] if near else f"chars:ALPHABET of {rows}" if rows < 256 else "NAME with another"
             raise UserError(
                 f"tokenizer {self.name} has {self.vocab_size} tokens, the model {rows}: try --tokenizer={fits}"
             )
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 bytes of `text`; half a surrogate pair (JSON may hold one) becomes U+FFFD, as tiktoken has it."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
 
 
 class World(Tokenizer):
@@ -57,7 +69,7 @@ class World(Tokenizer):
         self.lengths = {start: sorted(n, reverse=True) for start, n in lengths.items()}
 
     def encode(self, text: str) -> list[int]:
-        data, out, i = text.encode("utf-8"), [], 0
+        data, out, i = utf8(text), [], 0
         ids, lengths = self.ids, self.lengths
         while i < len(data):
             for n in lengths.get(data[i : i + 2], ()):
@@ -78,14 +90,16 @@ def read_vocabulary(path: str | Path) -> dict[int, bytes]:
     tokens = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as e:
-        raise UserError(f"vocabulary {path} does not exist") from e
+    except OSError as e:
+        raise UserError(f"vocabulary {path} can't be read ({e.strerror})") from e
     except UnicodeDecodeError as e:
         raise UserError(f"vocabulary {path} is not UTF-8 text") from e
     for number, line in enumerate(lines, 1):
         try:
             i, literal, n = line[: line.index(" ")], line[line.index(" ") : line.rindex(" ")], line[line.rindex(" ") :]
-            token = ast.literal_eval(literal.strip())
+            literal = literal.strip()
+            plain = literal[:1] in ("'", '"') and literal[0] == literal[-1] and "\\" not in literal  # nearly all are
+            token = literal[1:-1] if plain else ast.literal_eval(literal)
             token = token.encode("utf-8") if isinstance(token, str) else token
             if len(token) != int(n) or not 0 < int(i) < 65536:
                 raise ValueError
@@ -103,10 +117,10 @@ class Bytes(Tokenizer):
     name, vocab_size, eot_id, mask_id = "bytes", 256, 0, 1  # NUL and SOH stand in no text
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
+        return list(utf8(text))
 
     def decode_bytes(self, ids: list[int]) -> bytes:
-        return bytes(i for i in ids if i < 256)
+        return bytes(i for i in ids if 0 <= i < 256)
 
 
 class Chars(Tokenizer):
@@ -123,7 +137,7 @@ class Chars(Tokenizer):
         return [self.ids[c] for c in text]
 
     def decode_bytes(self, ids: list[int]) -> bytes:
-        return "".join(self.alphabet[i] for i in ids if i < len(self.alphabet)).encode("utf-8")
+        return "".join(self.alphabet[i] for i in ids if 0 <= i < len(self.alphabet)).encode("utf-8")
 
 
 class GPT2(Tokenizer):
@@ -131,26 +145,30 @@ class GPT2(Tokenizer):
 
     def __init__(self, vocab_file: str | Path | None):
         import tiktoken
-        from tiktoken.load import load_tiktoken_bpe
 
         url = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
         try:
             if vocab_file is None:
                 self.bpe = tiktoken.get_encoding("r50k_base")  # the same ranks as gpt2, in one file
-            else:
-                pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-                ranks = load_tiktoken_bpe(str(vocab_file))
-                self.bpe = tiktoken.Encoding(
-                    "gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
-                )
+                return
+            # not by tiktoken's own reader: it would keep a copy of any file, and read that when the file has changed
+            lines = Path(vocab_file).read_bytes().splitlines()
+            ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+            if set(ranks.values()) != set(range(50256)):
+                raise ValueError("not 50256 ranks")
         except (OSError, ValueError) as e:
-            raise UserError(f"the GPT-2 ranks can't be read: download {url} and pass it as --vocab_file=PATH") from e
+            what = f"{vocab_file} is not" if vocab_file else "tiktoken can't get"
+            raise UserError(f"{what} the GPT-2 ranks: download {url} and pass it as --vocab_file=PATH") from e
+        pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+        self.bpe = tiktoken.Encoding(
+            "gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+        )
 
     def encode(self, text: str) -> list[int]:
         return self.bpe.encode_ordinary(text)
 
     def decode_bytes(self, ids: list[int]) -> bytes:
-        return self.bpe.decode_bytes([i for i in ids if i < self.vocab_size])
+        return self.bpe.decode_bytes([i for i in ids if 0 <= i < self.vocab_size])
 
 
 class Stream:
