@@ -15,7 +15,7 @@ S_P(l-1) is the state of the layer below after the row's own last prompt token. 
 
 Symbols: B batch, T tokens, C width, H heads, N head size, L layers, V vocabulary, P prompt length; r w k v a b are the
 operands of the recurrence, g the output gate, kk the removal key, v_first layer 0's values. Parameter names are the
-checkpoint keys of BlinkDL/RWKV-LM, RWKV-v7 (`blocks.0.att.w0`, ...), so official .pth files load and save as they are.
+checkpoint keys of BlinkDL/RWKV-LM (`blocks.0.att.w0`, ...), so official .pth files load and save as they are.
 The model: "RWKV-7 Goose" (arXiv 2503.14456), RWKV-v7/train_temp/src/model.py.
 """
 
@@ -131,8 +131,7 @@ class TimeMix(nn.Module):
         kk = F.normalize(heads(k * self.k_k.to(x.dtype)), dim=-1).view(B, T, C)
         k = k * (1 + (a - 1) * self.k_a.to(x.dtype))
 
-        w = w.to(x.dtype)
-        b, v_in, k_in, kk_in = kk * a, v, k, kk
+        w, b, v_in, k_in, kk_in = w.to(x.dtype), kk * a, v, k, kk
         if pad is not None:  # a padded step is the identity: no decay, nothing removed, nothing written
             w = w.masked_fill(pad, -torch.inf)
             b, v_in, k_in, kk_in = (t.masked_fill(pad, 0) for t in (b, v, k, kk))
@@ -334,8 +333,7 @@ class RWKV7(nn.Module):
         nn.init.uniform_(self.emb.weight, -1e-4, 1e-4)
         nn.init.orthogonal_(self.head.weight, gain=0.5 * math.sqrt(max(1.0, cfg.vocab_size / C)))
         for l, block in enumerate(self.blocks):
-            depth, rest = l / max(L - 1, 1), 1 - l / L  # 0 to 1; 1 to almost 0
-            att, ffn = block.att, block.ffn
+            att, ffn, depth, rest = block.att, block.ffn, l / max(L - 1, 1), 1 - l / L  # 0 to 1; 1 to almost 0
             for name, power in zip("rwkvag", (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True):
                 getattr(att, f"x_{name}").copy_(1 - ramp ** (power * rest))
             ffn.x_k.copy_(1 - ramp ** (rest**4))

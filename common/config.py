@@ -92,13 +92,15 @@ def _known(defaults: dict, key: str, where: str):
 
 
 def _set(values: dict, defaults: dict, key: str, value, where: str) -> None:
+    if not _simple(value):
+        raise UserError(f"{where}: {key} must be made of plain values (numbers, strings, lists, dicts), got {value!r}")
     default = _known(defaults, key, where)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         value = type(default)(value)  # a default read back from JSON is a list
-    if not _simple(value) or (default is not None and type(value) is not type(default)):
-        wanted = "a plain value" if default is None else f"{type(default).__name__} like {default!r}"
+    if default is not None and type(value) is not type(default):
+        wanted = f"{type(default).__name__} like {default!r}"
         raise UserError(f"{where}: {key} must be {wanted}, got {value!r} ({type(value).__name__})")
     values[key] = value
 
@@ -111,6 +113,7 @@ def _literal(text: str):
 
 
 def _read(path: str) -> dict:
+    """The assignments of a config file."""
     try:
         source = Path(path).read_text(encoding="utf-8-sig")
     except OSError as e:
@@ -125,13 +128,7 @@ def _read(path: str) -> dict:
     except Exception as e:
         lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
         raise UserError(f"config file {path}, line {[0, *lines][-1]}: {type(e).__name__}: {e}") from e
-    found = {k: v for k, v in found.items() if not k.startswith("_")}
-    for k, v in found.items():
-        if not _simple(v):
-            raise UserError(
-                f"config file {path}: {k} is or holds no plain value, but {v!r}: only those can be recorded"
-            )
-    return found
+    return {k: v for k, v in found.items() if not k.startswith("_")}
 
 
 def _help(g: dict, defaults: dict, lines: dict[str, int]) -> str:

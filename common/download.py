@@ -58,7 +58,7 @@ def fetch(name: str, sha256: str | None = None, folder: str | os.PathLike | None
     url, known = NAMES.get(name, (name, None))
     file = urlsplit(url).path.rsplit("/", 1)[-1]
     if "://" not in url or not file:
-        raise UserError(f"{name} is neither a file nor its URL nor a name that `python -m common.download` lists")
+        raise UserError(f"{name} is neither a file nor a URL of one nor a name that `python -m common.download` lists")
     suffix = "" if Path(name).suffix in (".txt", ".json", ".jsonl") else Path(file).suffix
     target = Path(folder or DATA) / (name + suffix if name in NAMES else file)
     if target.exists():
@@ -72,7 +72,7 @@ def fetch(name: str, sha256: str | None = None, folder: str | os.PathLike | None
                 download(url, target, sha256 or known)
     except OSError as e:
         full = "what came is kept, free some space and rerun" if e.errno == errno.ENOSPC else f"URL: {url}"
-        raise UserError(f"{target} can't be written ({e.strerror}): {full}") from e
+        raise UserError(f"{target} can't be written ({e.strerror or e}): {full}") from e
     return target
 
 
@@ -131,7 +131,7 @@ def transfer(url: str, part: Path) -> None:
             return  # nothing was lacking: an earlier run ended between the last byte and the renaming
         resumed = r.status_code == 206 and span.startswith(f"bytes {have}-")
         if r.status_code == 416 or (r.status_code == 206 and not resumed):
-            etag.unlink()
+            etag.unlink(missing_ok=True)
             raise requests.ConnectionError("the server can't continue what is in the partial file")
         r.raise_for_status()
         if not resumed:  # before the new ETag is written: it must never stand beside old bytes

@@ -36,14 +36,13 @@ class Tokenizer:
 
     def check(self, rows: int) -> None:
         """Raise UserError unless a model with `rows` embeddings can have been made for this tokenizer."""
-        exact = {65536: "world", 50304: "gpt2", 50257: "gpt2", 256: "bytes"}  # 50304: gpt2 padded to 64 rows
-        padded = self.vocab_size <= rows < self.vocab_size + 1024 and exact.get(rows, self.name) == self.name
+        known = {65536: "world", 50304: "gpt2", 50257: "gpt2", 256: "bytes"}  # 50304: gpt2 rounded up to 64 rows
+        padded = 0 <= rows - self.vocab_size < 1024 and known.get(rows, self.name) == self.name
         if rows != self.vocab_size and not padded:
-            near = [name for size, name in exact.items() if size <= rows < size + 1024]
-            fits = near[0] if near else f"chars:ALPHABET of {rows}" if rows < 256 else "NAME with another"
-            raise UserError(
-                f"tokenizer {self.name} has {self.vocab_size} tokens, the model {rows}: try --tokenizer={fits}"
-            )
+            near = [name for size, name in known.items() if 0 <= rows - size < 1024]
+            near += [f"chars:ALPHABET of {rows}"] if rows < 256 else []
+            hint = f"try --tokenizer={near[0]}" if near else "no tokenizer here has so many"
+            raise UserError(f"tokenizer {self.name} has {self.vocab_size} tokens, the model {rows}: {hint}")
 
 
 def utf8(text: str) -> bytes:
@@ -101,15 +100,13 @@ def read_vocabulary(path: str | Path) -> dict[int, bytes]:
             plain = literal[:1] in ("'", '"') and literal[0] == literal[-1] and "\\" not in literal  # nearly all are
             token = literal[1:-1] if plain else ast.literal_eval(literal)
             token = token.encode("utf-8") if isinstance(token, str) else token
-            if len(token) != int(n) or not 0 < int(i) < 65536:
+            if not isinstance(token, bytes) or len(token) != int(n) or not 0 < int(i) < 65536:
                 raise ValueError
             tokens[int(i)] = token
         except (ValueError, SyntaxError, TypeError) as e:
-            raise UserError(
-                f"vocabulary {path}, line {number} is not `id literal length`: is it an RWKV vocabulary?"
-            ) from e
-    if {tokens.get(i + 1) for i in range(256)} != {bytes([i]) for i in range(256)}:
-        raise UserError(f"vocabulary {path} lacks single-byte tokens: is it {WORLD_FILE}, and whole?")
+            raise UserError(f"vocabulary {path}, line {number}, is not `id literal length`: is it RWKV's?") from e
+    if len(tokens) != 65529 or any(tokens.get(i + 1) != bytes([i]) for i in range(256)):
+        raise UserError(f"vocabulary {path} is not {WORLD_FILE}, or not whole: {len(tokens)} tokens of 65529")
     return tokens
 
 

@@ -6,8 +6,8 @@ Downloads the checkpoint (382 MB), the World vocabulary (1 MB) and HotpotQA's de
 those of the published search: 180 steps of 2 examples, 1536-token prompts filled with notes. Its gate multiplied
 two sigmoids at -3, which is one at -6.1 (0.002): next to nothing. --fs_alpha_init=-2 opens it. The published gain,
 +1.33 points of teacher-forced token accuracy over 5 seeds, was measured on 8 samples an evaluation and from a
-checkpoint whose low-rank factors were swapped; it is not comparable. Not yet run here with the real weights, so there is
-no expected result; LOG.md has seconds a step and memory on 2 CPU cores. Not measured on a GPU.
+checkpoint whose low-rank factors were swapped; it is not comparable. Not yet run here with the real weights, so
+there is no expected result; LOG.md has seconds a step and memory on 2 CPU cores. Not measured on a GPU.
 """
 
 model = "rwkv7-g1d-0.1b-20260129-ctx8192"

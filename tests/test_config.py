@@ -1,6 +1,7 @@
 """Configuration: precedence, types, and what is said about mistakes."""
 
 import ast
+import json
 
 import pytest
 
@@ -22,12 +23,21 @@ flag = False
 auto = None  # None = chosen by itself
 sizes = (1, 2)
 options = {}  # a dict
+long_name = (
+    7  # inside
+)  ## behind ##
+names = []
 _private = 3
 CONSTANT = 4
 
 
 def function():
-    pass
+    local = 5
+    return local
+
+
+if __name__ == "__main__":
+    late = 1
 '''
 
 
@@ -52,7 +62,9 @@ def file(tmp_path, text, name="c.py"):
 
 
 def test_only_simple_lower_case_globals_of_the_script_are_keys(script):
-    assert set(script()["settings"]) == {"steps", "rate", "name", "flag", "auto", "sizes", "options"}
+    assert set(script()["settings"]) == {
+        "steps", "rate", "name", "flag", "auto", "sizes", "options", "long_name", "names",
+    }  # fmt: skip
     assert config.changes() == "config: all defaults"
 
 
@@ -82,6 +94,18 @@ def test_later_beats_earlier_and_files_come_before_flags(script, tmp_path):
         ("--sizes=(3, 4)", "sizes", (3, 4)),
         ("--sizes=[3]", "sizes", (3,)),
         ("--options={'x': 1}", "options", {"x": 1}),
+        ("--rate=-2.5", "rate", -2.5),
+        ("--name=1e3", "name", "1e3"),
+        ("--name=None", "name", "None"),
+        ("--name='quoted'", "name", "'quoted'"),
+        ("--name=--x=1 #y", "name", "--x=1 #y"),
+        ("--long-name=8", "long_name", 8),
+        ("--long_name=8", "long_name", 8),
+        ("--auto=None", "auto", None),
+        ("--auto={[1]: 2}", "auto", "{[1]: 2}"),  # looks like a literal, but is none
+        ("--auto=" + "(" * 9999, "auto", "(" * 9999),
+        ("--sizes=3, 4", "sizes", (3, 4)),
+        ("--names=('a', 'b')", "names", ["a", "b"]),
     ],
 )
 def test_values(script, arg, key, value):
@@ -95,6 +119,23 @@ def test_items_of_a_dict(script, tmp_path):
     assert script(a, "--options.x=5", "--options.path=a/b.txt")["options"] == {"x": 5, "y": 2, "path": "a/b.txt"}
     assert script("--options.x=5")["options"] == {"x": 5}
     assert script()["options"] == {}, "one run must not change the next one's defaults"
+    b = file(tmp_path, "options = {'path': 'x', 'fast': False, 'n': 3}", "b.py")
+    got = script(b, "--options.path=007", "--options.fast", "--options.n-max=[1, 2]")["options"]
+    assert got == {"path": "007", "fast": True, "n": 3, "n_max": [1, 2]}
+    assert script("--options.n=8", "--options={'x': 1}")["options"] == {"x": 1}, "later beats earlier"
+
+
+def test_settings_read_back_from_json_can_be_overridden(script, tmp_path):
+    g = {"__file__": script()["__file__"], **json.loads(json.dumps(script()["settings"]))}
+    g = config.override(g, ["--sizes=(5, 6)", str(file(tmp_path, "names = ('a',)"))])
+    assert (list(g["sizes"]), list(g["names"])) == ([5, 6], ["a"])
+
+
+def test_the_script_is_read_once(script, monkeypatch):
+    reads, real = [], config.ast.parse
+    monkeypatch.setattr(config.ast, "parse", lambda *args: reads.append(args) or real(*args))
+    script()
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize(
@@ -111,7 +152,24 @@ def test_items_of_a_dict(script, tmp_path):
         (["--rate=fast"], ["rate", "float", "'fast'"]),
         (["--rate.x=1"], ["rate", "not a dict"]),
         (["--_private=1"], ["_private"]),
-        (["nowhere.py"], ["nowhere.py", "does not exist"]),
+        (["--CONSTANT=1"], ["CONSTANT"]),
+        (["--local=1"], ["unknown key 'local'"]),
+        (["--late=1"], ["unknown key 'late'"]),
+        (["--no-flag"], ["did you mean 'flag'"]),
+        (["--option.x=1"], ["did you mean 'options'"]),
+        (["--options.x"], ["value is missing"]),
+        (["--options.=1"], ["which item"]),
+        (["--options.x={1}"], ["options", "plain values"]),
+        (["--options=3"], ["options", "dict"]),
+        (["--auto={1, 2}"], ["auto", "plain values"]),
+        (["--sizes=3"], ["sizes", "tuple"]),
+        (["--rate=None"], ["rate", "float"]),
+        (["--rate=True"], ["rate", "float"]),
+        (["--flag=true"], ["flag", "like False", "'true'"]),
+        (["--"], ["unknown key"]),
+        (["nowhere.py"], ["nowhere.py", "No such file"]),
+        (["--rate", "1e-4"], ["1e-4", "--key=value"]),
+        (["."], ["config file .", "directory"]),
     ],
 )
 def test_mistakes_on_the_command_line(script, args, words):
@@ -127,9 +185,18 @@ def test_mistakes_on_the_command_line(script, args, words):
         ("stepz = 1", ["stepz", "did you mean 'steps'"]),
         ("steps = 'many'", ["steps", "int", "'many'"]),
         ("import math", ["math", "module"]),
+        ("from math import sqrt", ["sqrt", "function"]),
         ("def f(): pass", ["f", "function"]),
+        ("options = {'f': print}", ["options", "plain values"]),
+        ("options = {'a': [{1}]}", ["options", "plain values"]),
+        ("flag = 1", ["flag", "bool"]),
+        ("steps = 1.0", ["steps", "int"]),
+        ("name = None", ["name", "str"]),
         ("steps = 1\nrate = = 2", ["line 2"]),
-        ("steps = 1 / 0", ["ZeroDivisionError"]),
+        ("steps = 1\n  rate = 2", ["line 2"]),
+        ("\n\nsteps = 1 / 0\nrate = 1.0", ["line 3", "ZeroDivisionError"]),
+        ("steps = rate", ["line 1", "rate"]),
+        ("name = '\0'", ["null"]),
     ],
 )
 def test_mistakes_in_a_file(script, tmp_path, text, words):
@@ -142,8 +209,9 @@ def test_mistakes_in_a_file(script, tmp_path, text, words):
 
 def test_private_names_and_encodings(script, tmp_path):
     assert script(file(tmp_path, "_n = 3\nsteps = _n * 2"))["steps"] == 6
-    (tmp_path / "latin.py").write_bytes(b"name = '\xe9'")
-    with pytest.raises(UserError, match="not UTF-8"):
+    assert script(file(tmp_path, "\ufeffname = 'é'"))["name"] == "é"  # as some editors write it
+    (tmp_path / "latin.py").write_bytes(b"steps = 1\nname = '\xe9'")
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
         script(tmp_path / "latin.py")
 
 
@@ -155,7 +223,12 @@ def test_help(script, capsys):
     for text in ("python script.py configs/a.py", "--steps=10", "how many, e.g. 5 # or 6", "--name='a # b'",
                  "a string with a hash", "None = chosen by itself"):  # fmt: skip
         assert text in out
+    row = {line.split("=")[0].strip(): line for line in out.splitlines() if line.startswith("  --")}
+    assert row["--steps"].split("  ")[-1].endswith(" how many, e.g. 5 # or 6")
+    assert row["--long_name"].endswith(" behind ##")
+    assert row["--names"].rstrip() == "  --names=[]"
     assert "CONSTANT" not in out
+    assert "_private" not in out
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
@@ -163,5 +236,6 @@ def test_every_config_fits_the_training_script_and_says_how_to_run_it(path):
     tree = ast.parse((ROOT / "train_sft.py").read_text(encoding="utf-8"))
     keys = {n.targets[0].id for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
     source = ast.parse(path.read_text(encoding="utf-8"))
+    assert not [n for n in source.body[1:] if not isinstance(n, ast.Assign)], "a config is a list of assignments"
     assert {n.targets[0].id for n in source.body if isinstance(n, ast.Assign)} <= keys
     assert f"python train_sft.py configs/{path.name}" in ast.get_docstring(source)

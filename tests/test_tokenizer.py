@@ -1,12 +1,17 @@
 """Tokenizers against implementations that are not ours, on strings that break tokenizers."""
 
 import random
+import time
+from pathlib import Path
 
 import pytest
+import tiktoken
 
 from common.errors import UserError
 from common.tokenizer import Stream, get_tokenizer, read_vocabulary
+from conftest import DATA
 
+WORLD = DATA / "rwkv-vocab" / "rwkv_vocab_v20230424.txt"
 HARD = [
     "",
     "Hello 世界 \n\n",
@@ -29,13 +34,11 @@ def random_strings(n):
 
 
 @pytest.fixture(scope="module")
-def world(request):
-    from conftest import DATA
-
-    path = DATA / "rwkv-vocab" / "rwkv_vocab_v20230424.txt"
+def world():
+    path = WORLD
     if not path.exists():
         rwkv = pytest.importorskip("rwkv", reason="no World vocabulary here, neither as data nor in pip rwkv")
-        path = rwkv.__path__[0] + "/rwkv_vocab_v20230424.txt"
+        path = Path(rwkv.__path__[0]) / WORLD.name
     return get_tokenizer("world", path)
 
 
@@ -68,23 +71,63 @@ def test_world_facts(world):
     assert world.decode_bytes([0, 65535, 66000]) == b""
     assert [world.decode_bytes([i + 1]) for i in range(256)] == [bytes([i]) for i in range(256)]
     assert world.decode([0xE4 + 1]) == "\ufffd"
+    assert world.encode("007") == world.encode("00") + world.encode("7"), "digits: two at a time"
+
+
+@pytest.mark.parametrize("name", ["world", "bytes"])
+def test_any_ids_decode(world, name):
+    """What a model may say before it has learned anything."""
+    tok, rng = world if name == "world" else get_tokenizer(name), random.Random(1)
+    for _ in range(200):
+        ids = [rng.randrange(-2, tok.vocab_size + 9) for _ in range(20)]
+        stream, text = Stream(tok), tok.decode(ids)
+        assert "".join(stream.push(i) for i in ids) + stream.flush() == text
+        raw = tok.decode_bytes(ids)
+        assert text == raw.decode("utf-8", errors="replace")
+    assert tok.decode_bytes([-1, -100]) == b""
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(world):
+    for tok in (world, get_tokenizer("bytes")):
+        assert tok.decode(tok.encode("a\ud83d b")) == "a\ufffd b"
+        assert tok.decode(tok.encode("\ud83d\ude00")) == "😀"
+
+
+def test_loading_and_encoding_are_fast(world):
+    """Seconds on any machine; bounds far above what is usual (0.1 s, 3 MB/s), to catch a quadratic mistake."""
+    start = time.perf_counter()
+    if WORLD.exists():
+        read_vocabulary(WORLD)
+    assert time.perf_counter() - start < 2
+    start = time.perf_counter()
+    world.encode("The quick brown fox, 2345 " * 20_000 + " " * 200_000)
+    assert time.perf_counter() - start < 5
 
 
 def test_a_file_with_crlf_is_the_same_vocabulary(world, tmp_path):
     lines = "".join(f"{i} {t!r} {len(t)}\r\n" for i, t in world.tokens.items())
     (tmp_path / "crlf.txt").write_bytes(lines.encode())
     assert read_vocabulary(tmp_path / "crlf.txt") == world.tokens
+    rwkv = pytest.importorskip("rwkv", reason="the package rwkv, which ships one, is not installed")
+    assert read_vocabulary(Path(rwkv.__path__[0]) / WORLD.name) == world.tokens
 
 
-def test_bad_vocabularies(tmp_path):
-    cases = {b"1 'a' 1\n": "single-byte", b"1 'a' 2\n": "line 1", b"hello\n": "line 1", b"1 open('x') 1\n": "line 1",
-             b"\xff\xfe": "UTF-8", b"99999 'a' 1\n": "line 1"}  # fmt: skip
+def test_bad_vocabularies(world, tmp_path):
+    cases = {b"1 'a' 1\n": "not whole", b"1 'a' 2\n": "line 1", b"hello\n": "line 1", b"1 open('x') 1\n": "line 1",
+             b"\xff\xfe": "UTF-8", b"99999 'a' 1\n": "line 1", b"1 'a 1\n": "line 1", b"1  1\n": "line 1",
+             b"1 [] 0": "line 1", b"2 'a' 1\n1 'x'": "line 2"}  # fmt: skip
     for content, word in cases.items():
         (tmp_path / "v.txt").write_bytes(content)
         with pytest.raises(UserError, match=word):
             get_tokenizer("world", tmp_path / "v.txt")
-    with pytest.raises(UserError, match="does not exist"):
+    half = "".join(f"{i} {world.tokens[i]!r} {len(world.tokens[i])}\n" for i in range(1, 30_000))
+    (tmp_path / "v.txt").write_text(half)
+    with pytest.raises(UserError, match="not whole: 29999"):  # it would tokenize, but otherwise
+        get_tokenizer("world", tmp_path / "v.txt")
+    with pytest.raises(UserError, match="No such file"):
         get_tokenizer("world", tmp_path / "none.txt")
+    with pytest.raises(UserError, match="directory"):
+        get_tokenizer("world", tmp_path)
 
 
 def test_streaming_gives_whole_characters(world):
@@ -127,21 +170,69 @@ def test_gpt2(data, monkeypatch, tmp_path):
     cache.mkdir()
     (cache / "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4").write_bytes(ranks.read_bytes())
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
-    for text in [*HARD, *random_strings(200)]:
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    theirs, by_name = tiktoken.get_encoding("r50k_base"), get_tokenizer("gpt2")
+    for text in [*HARD, *random_strings(200), "<|endoftext|>", "a\ud83d b"]:
         ids = tok.encode(text)
-        assert ids == get_tokenizer("gpt2").encode(text)
-        assert tok.decode(ids) == text
-    with pytest.raises(UserError, match="vocab_file"):
-        get_tokenizer("gpt2", tmp_path / "none")
+        assert ids == theirs.encode_ordinary(text)
+        assert ids == by_name.encode(text)
+        assert tok.decode(ids) == text.replace("\ud83d", "\ufffd")
+    assert (tok.vocab_size, tok.eot_id, tok.mask_id) == (theirs.n_vocab, theirs.eot_token, None)
+    assert tok.decode_bytes([-1, 50257, 66000]) == b""
+
+
+def test_gpt2_without_ranks(data, monkeypatch, tmp_path):
+    ranks = data("tiktoken/r50k_base.tiktoken").read_bytes()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there: offline
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    cases = {"absent": None, "cut": ranks[:5000], "no_ranks": b"hello world, this is text", "binary": b"\xff\x00" * 99}
+    for name, content in cases.items():
+        path = tmp_path / name
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.*r50k_base.*--vocab_file"):
+            get_tokenizer("gpt2", path)
+    with pytest.raises(UserError, match=r"r50k_base.*--vocab_file") as e:
+        get_tokenizer("gpt2")
+    assert "\n" not in str(e.value)
+    (tmp_path / "cut").write_bytes(ranks)  # mended: the first reading must not be remembered
+    assert get_tokenizer("gpt2", tmp_path / "cut").vocab_size == 50257
+    assert not (tmp_path / "cache").exists()
 
 
 def test_check_names_a_tokenizer_that_would_fit():
     tok = get_tokenizer("bytes")
     tok.check(256)
     tok.check(300)  # padded embeddings are usual
-    for rows, word in ((65536, "world"), (50304, "gpt2"), (12, "chars:")):
+    for rows, word in (
+        (65536, "=world"),
+        (50304, "=gpt2"),
+        (50257, "=gpt2"),
+        (12, "=chars:"),
+        (151936, "no tokenizer"),
+    ):
         with pytest.raises(UserError, match=word):
             tok.check(rows)
+    digits = get_tokenizer("chars:0123456789,#")
+    for rows in (12, 16, 64, 128):
+        digits.check(rows)
+    for rows, word in ((256, "=bytes"), (65536, "=world"), (11, "=chars:")):
+        with pytest.raises(UserError, match=word):
+            digits.check(rows)
+
+
+def test_check_of_large_vocabularies(world, data):
+    gpt2 = get_tokenizer("gpt2", data("tiktoken/r50k_base.tiktoken"))
+    world.check(65536)
+    for rows in (50257, 50304, 51200):
+        gpt2.check(rows)
+        with pytest.raises(UserError, match="=gpt2"):
+            world.check(rows)
+    with pytest.raises(UserError, match="=world"):
+        gpt2.check(65536)  # larger, but not by padding
 
 
 def test_unknown_name():
