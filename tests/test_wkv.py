@@ -1,6 +1,7 @@
 """The operator: every form against the fp64 loop, its gradients, its registration with torch, and its building."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,8 +268,11 @@ def test_a_cache_that_cannot_be_made(tmp_path):
 
 @needs_cpp
 def test_a_library_that_computes_something_else_is_refused(tmp_path):
-    patch = "import wkv_cuda.build as b, pathlib; s = b.SOURCE.read_text().replace('NEXT[q] += x * A;', '')\n"
-    patch += f"b.SOURCE = pathlib.Path({str(tmp_path / 'wrong.cpp')!r}); b.SOURCE.write_text(s)\n"
+    sources = tmp_path / "sources"
+    shutil.copytree(ROOT / "wkv_cuda", sources)
+    right = (sources / "wkv7.cpp").read_text()
+    (sources / "wkv7.cpp").write_text(right.replace("NEXT[q] += x * A;", ""))
+    patch = f"import wkv_cuda.build as b, pathlib; b.FOLDER = pathlib.Path({str(sources)!r})\n"
     code, out, err = python(patch + USE, tmp_path)
     assert (code, out) == (0, "torch"), err
     assert "wrong results" in err

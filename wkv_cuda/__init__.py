@@ -9,7 +9,6 @@ works is chosen and the reason is in describe(); WKV_BACKEND=name forces one, an
 `python -m wkv_cuda` builds, tests against fp64 and reports: send its output with a bug report.
 """
 
-import ctypes
 import functools
 import os
 import sys
@@ -17,11 +16,9 @@ import sys
 import torch
 
 from common.errors import UserError
-from wkv_cuda.build import BuildError, Library, load
+from wkv_cuda import cpp
+from wkv_cuda.build import BuildError, Library
 from wkv_cuda.reference import wkv7_chunked, wkv7_loop
-
-CHUNK, MAX_N = 32, 128  # of wkv7.cpp: steps between checkpoints; largest head size
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def wkv7(r, w, k, v, a, b, s0=None):
@@ -35,10 +32,10 @@ def wkv7(r, w, k, v, a, b, s0=None):
     Source: RWKV-7 (arXiv 2503.14456), section 4; RWKV-LM RWKV-v7.
     """
     B, T, H, N = check(r, w, k, v, a, b, s0)
-    if r.device.type == "cpu" and r.dtype in DTYPES and N <= MAX_N and T > 0 and backend() == "cpp":
+    if r.device.type == "cpu" and r.dtype in cpp.DTYPES and N <= cpp.MAX_N and T > 0 and backend() == "cpp":
         grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (r, w, k, v, a, b, s0))
         if not grad and not torch.compiler.is_compiling():  # skip the dispatcher: it costs more than a decoding step
-            y, sT, _, _ = forward_cpp(r, w, k, v, a, b, s0, False)
+            y, sT, _, _ = cpp.forward(r, w, k, v, a, b, s0, False)
         else:
             y, sT, _, _ = torch.ops.future_seed.wkv7(r, w, k, v, a, b, s0, grad)
         return y, sT
@@ -83,8 +80,7 @@ def _chosen() -> tuple[str, str, Library | None]:
     if forced not in ("", "cpp"):
         raise UserError(f"WKV_BACKEND={forced}: use reference, torch or cpp")
     try:
-        built = load()
-        self_check(built)
+        built = cpp.library()
         return "cpp", built.compiler, built
     except BuildError as e:
         if forced:
@@ -113,61 +109,6 @@ def library() -> Library | None:
     return _chosen()[2]
 
 
-# ---- C++
-
-
-def _pointer(t):
-    return 0 if t is None else t.data_ptr()
-
-
-def forward_cpp(r, w, k, v, a, b, s0, save: bool, library: Library | None = None):
-    B, T, H, N = r.shape
-    operands = [t.contiguous() for t in (r, w, k, v, a, b)]
-    s0 = None if s0 is None else s0.contiguous()
-    y, sT = torch.empty_like(operands[0]), torch.empty(B, H, N, N, dtype=torch.float32)
-    checkpoints, sa = (torch.empty(B, H, -(-T // CHUNK), N, N), torch.empty(B, H, T, N)) if save else (None, None)
-    pointers = (ctypes.c_void_p * 6)(*map(_pointer, operands))
-    failed = (library or _chosen()[2]).dll.wkv7_forward(
-        threads(B * H * T), DTYPES[r.dtype], B, T, H, N, pointers, _pointer(s0), y.data_ptr(), sT.data_ptr(),
-        _pointer(checkpoints), _pointer(sa),
-    )  # fmt: skip
-    if failed:
-        raise MemoryError("wkv7: no memory for a thread's state")
-    return y, sT, checkpoints, sa
-
-
-def backward_cpp(r, w, k, v, a, b, checkpoints, sa, dy, dsT):
-    B, T, H, N = r.shape
-    operands = [t.contiguous() for t in (r, w, k, v, a, b)]
-    dy, dsT = dy.contiguous(), None if dsT is None else dsT.contiguous()
-    grads, ds0 = [torch.empty_like(t) for t in operands], torch.empty(B, H, N, N, dtype=torch.float32)
-    pointers, out = (ctypes.c_void_p * 6)(*map(_pointer, operands)), (ctypes.c_void_p * 6)(*map(_pointer, grads))
-    failed = _chosen()[2].dll.wkv7_backward(
-        threads(B * H * T), DTYPES[r.dtype], B, T, H, N, pointers, checkpoints.data_ptr(), sa.data_ptr(), dy.data_ptr(),
-        _pointer(dsT), out, ds0.data_ptr(),
-    )  # fmt: skip
-    if failed:
-        raise MemoryError("wkv7: no memory for a thread's states")
-    return *grads, ds0
-
-
-def threads(steps: int) -> int:
-    """Starting a thread costs as much as a few dozen steps of one head."""
-    return min(torch.get_num_threads(), 1 + steps // 64)
-
-
-def self_check(library: Library) -> None:
-    """Refuse a library that computes something else: a miscompilation must not become a result."""
-    g = torch.Generator().manual_seed(0)
-    r, w, k, v, a, b = (0.5 * torch.randn(1, 3, 1, 20, generator=g) for _ in range(6))
-    s0 = torch.randn(1, 1, 20, 20, generator=g)
-    for got, want in zip(
-        forward_cpp(r, w, k, v, a, b, s0, False, library), wkv7_loop(r, w, k, v, a, b, s0), strict=False
-    ):
-        if not torch.allclose(got, want, rtol=1e-4, atol=1e-4):
-            raise BuildError(f"{library.path} computes wrong results (compiler {library.compiler})")
-
-
 # ---- registration with torch: autograd, and shapes for torch.compile
 
 
@@ -176,22 +117,15 @@ def _forward(
     r: torch.Tensor, w: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
     s0: torch.Tensor | None, save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    y, sT, checkpoints, sa = forward_cpp(r, w, k, v, a, b, s0, save)
-    B, _, H, N = r.shape
-    return (y, sT, checkpoints, sa) if save else (y, sT, sT.new_empty(B, H, 0, N, N), sT.new_empty(B, H, 0, N))
+    return cpp.forward(r, w, k, v, a, b, s0, save)
 
 
 @_forward.register_fake
 def _(r, w, k, v, a, b, s0, save):
     B, T, H, N = r.shape
-    new = functools.partial(r.new_empty, dtype=torch.float32)
-    chunks, steps = (-(-T // CHUNK), T) if save else (0, 0)
-    return (
-        torch.empty_like(r, memory_format=torch.contiguous_format),
-        new(B, H, N, N),
-        new(B, H, chunks, N, N),
-        new(B, H, steps, N),
-    )
+    shapes = ((B, H, N, N), *cpp.saved_shapes(B, T, H, N, save))
+    y = torch.empty_like(r, memory_format=torch.contiguous_format)
+    return y, *(r.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 @torch.library.custom_op("future_seed::wkv7_backward", mutates_args=())
@@ -201,7 +135,7 @@ def _backward(
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:  # fmt: skip
-    return backward_cpp(r, w, k, v, a, b, checkpoints, sa, dy, dsT)
+    return cpp.backward(r, w, k, v, a, b, checkpoints, sa, dy, dsT)
 
 
 @_backward.register_fake

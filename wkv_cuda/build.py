@@ -1,7 +1,7 @@
-"""Compile wkv7.cpp at first use with whatever C++ compiler is there, keep the library in the user's cache, load it.
+"""Compile the C++ of this directory at first use with whatever compiler is there, keep the library in a cache, load it.
 
-No torch headers and no build system: a plain C interface and ctypes, about 3 seconds. The file name in the cache is a
-hash of source, flags, compiler version and processor, so a change of any of them builds anew.
+No torch headers and no build system: a plain C interface and ctypes, some seconds. The file name in the cache is a
+hash of sources, flags, compiler version and processor, so a change of any of them builds anew.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from common.files import cache_dir
 
-SOURCE = Path(__file__).with_name("wkv7.cpp")
+FOLDER = Path(__file__).parent  # all *.cpp in it become one library
 GNU = "-O3 -std=c++17 -shared -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread"
 # clang on some Arm machines knows only -mcpu, and a very old compiler neither; Apple's clang has no OpenMP
 FLAG_SETS = [
@@ -27,6 +27,11 @@ FLAG_SETS = [
     for extra in (["-march=native", "-fopenmp"], ["-march=native"], ["-mcpu=native", "-fopenmp"], ["-mcpu=native"], [])
 ]
 MSVC = ["/nologo", "/O2", "/std:c++17", "/EHsc", "/arch:AVX2", "/LD"]
+
+SIGNATURES = {
+    "wkv7_forward": "iinnnnpppppp",
+    "wkv7_backward": "iinnnnppppppp",
+}
 
 
 class BuildError(RuntimeError):
@@ -69,8 +74,8 @@ def compile_once(compiler: str, flags: list[str], target: Path) -> str:
             return ""
         tmp = target.with_name(f"{os.getpid()}-{target.name}")
         is_msvc = Path(compiler).stem.lower() == "cl"
-        output = [f"/Fe:{tmp}", f"/Fo:{tmp}.obj"] if is_msvc else ["-o", str(tmp)]
-        result = run([compiler, *flags, str(SOURCE), *output])
+        output = [f"/Fe:{tmp}", f"/Fo:{tmp.parent}\\{os.getpid()}-"] if is_msvc else ["-o", str(tmp)]
+        result = run([compiler, *flags, *map(str, sorted(FOLDER.glob("*.cpp"))), *output])
         if result.returncode == 0 and tmp.exists():
             os.replace(tmp, target)
         for rest in target.parent.glob(f"{os.getpid()}-*"):
@@ -92,6 +97,7 @@ def cache() -> Path:
 def load() -> Library:
     """The library, built if need be. Raises BuildError."""
     found, complaints, folder = compilers(), [], cache()
+    sources = [p.read_text(encoding="utf-8") for p in sorted([*FOLDER.glob("*.cpp"), *FOLDER.glob("*.h")])]
     if not found:
         wanted = os.environ.get("CXX") or "c++, g++, clang++ or cl"
         raise BuildError(f"no C++ compiler ({wanted}) on PATH")
@@ -100,9 +106,7 @@ def load() -> Library:
         is_msvc = Path(compiler).stem.lower() == "cl"
         version = "" if is_msvc else run([compiler, "--version"]).stdout.split("\n")[0]
         for flags in [MSVC] if is_msvc else FLAG_SETS:
-            key = "\n".join(
-                [SOURCE.read_text(encoding="utf-8"), compiler, version, *flags, processor(), platform.platform()]
-            )
+            key = "\n".join([*sources, compiler, version, *flags, processor(), platform.platform()])
             target = folder / f"wkv7-{hashlib.sha256(key.encode()).hexdigest()[:24]}{suffix}"
             if complaint := compile_once(compiler, flags, target):
                 complaints.append(complaint)
@@ -115,7 +119,8 @@ def load() -> Library:
 
 
 def declare(dll: ctypes.CDLL) -> ctypes.CDLL:
-    i, n, p = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-    dll.wkv7_forward.argtypes = [i, i, n, n, n, n, p, p, p, p, p, p]
-    dll.wkv7_backward.argtypes = [i, i, n, n, n, n, p, p, p, p, p, p, p]
+    """i: int, n: 64-bit int, f: float, p: pointer. What a function returns is 0 on success."""
+    kinds = {"i": ctypes.c_int, "n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+    for name, arguments in SIGNATURES.items():
+        getattr(dll, name).argtypes = [kinds[c] for c in arguments]
     return dll

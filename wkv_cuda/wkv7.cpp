@@ -14,113 +14,28 @@
 //
 // Saved by forward for backward: checkpoints (B,H,ceil(T/CHUNK),N,N) as [key][value], and sa (B,H,T,N), both fp32.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <thread>
-#include <utility>
-#include <vector>
-
-#ifdef _WIN32
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "cpu.h"
 
 constexpr int CHUNK = 32;  // steps between checkpoints
 constexpr int AHEAD = 2;   // steps that forward prefetches rows ahead
 
-// ---- SIMD: lanes per register, and how many registers wide a block of columns is
-
-#if defined(__AVX512F__)
-constexpr int W = 16, BLOCK_FWD = 4, BLOCK_BWD = 2;
+#if defined(__AVX512F__)  // registers that a block of columns is wide
+constexpr int BLOCK_FWD = 4, BLOCK_BWD = 2;
 #elif defined(__AVX__)
-constexpr int W = 8, BLOCK_FWD = 2, BLOCK_BWD = 1;
+constexpr int BLOCK_FWD = 2, BLOCK_BWD = 1;
 #elif defined(__aarch64__)
-constexpr int W = 4, BLOCK_FWD = 4, BLOCK_BWD = 2;
+constexpr int BLOCK_FWD = 4, BLOCK_BWD = 2;
 #else
-constexpr int W = 4, BLOCK_FWD = 2, BLOCK_BWD = 1;
+constexpr int BLOCK_FWD = 2, BLOCK_BWD = 1;
 #endif
-
-#if defined(__GNUC__)  // GCC and Clang
-typedef float vf __attribute__((vector_size(W * 4)));
-static inline vf set1(float x) { return x - vf{}; }
-#else  // other compilers vectorise these loops themselves
-struct vf { float x[W]; };
-static inline vf set1(float x) { vf r; for (int i = 0; i < W; i++) r.x[i] = x; return r; }
-static inline vf operator+(vf a, vf b) { for (int i = 0; i < W; i++) a.x[i] += b.x[i]; return a; }
-static inline vf operator*(vf a, vf b) { for (int i = 0; i < W; i++) a.x[i] *= b.x[i]; return a; }
-static inline vf& operator+=(vf& a, vf b) { return a = a + b; }
-#endif
-
-static inline vf load(const float* p) { vf r; std::memcpy(&r, p, sizeof r); return r; }
-static inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define HAVE_SHUFFLE 1
-#endif
-#endif
-
-#ifdef HAVE_SHUFFLE
-// x and y hold W/w blocks of w lanes. Halve every block by adding its halves; x's blocks come first, then y's.
-template <int w, std::size_t... i>
-static inline vf halve(vf x, vf y, std::index_sequence<i...>) {
-    constexpr auto at = [](int p, int half) {
-        int q = p % (W / 2);
-        return (p < W / 2 ? 0 : W) + q / (w / 2) * w + q % (w / 2) + half * (w / 2);
-    };
-    return __builtin_shufflevector(x, y, at(i, 0)...) + __builtin_shufflevector(x, y, at(i, 1)...);
-}
-// Lane j of the result is the sum over the lanes of rows[j], j < W.
-template <int rows_left, int w>
-static inline vf sum_lanes(const float* rows) {
-    if constexpr (rows_left == 1) {
-        return load(rows);
-    } else {
-        vf x = sum_lanes<rows_left / 2, w * 2>(rows), y = sum_lanes<rows_left / 2, w * 2>(rows + rows_left / 2 * W);
-        return halve<w * 2>(x, y, std::make_index_sequence<W>{});
-    }
-}
-static inline vf sum_rows(const float* rows) { return sum_lanes<W, 1>(rows); }
-#else
-static inline vf sum_rows(const float* rows) {
-    float out[W] = {};
-    for (int j = 0; j < W; j++)
-        for (int i = 0; i < W; i++) out[j] += rows[j * W + i];
-    return load(out);
-}
-#endif
-
-// ---- rows of operands
-
-// exp for rows: no branch and no library call, so that compilers vectorise a loop over it; error about 1 ulp.
-static inline float exp_row(float x) {
-    x = x > 88.0f ? 88.0f : x;
-    x = x < -87.0f ? -87.0f : x;
-    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // round to nearest: 1.5 * 2^23 has no fraction bits
-    float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;    // ln 2 in two parts
-    float p = 1.9875691500e-4f;  // the classic Cephes polynomial for exp on |f| <= ln(2)/2
-    p = p * f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    std::int32_t bits = ((std::int32_t)n + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, 4);
-    return p * scale;
-}
 
 struct Shape {
     std::int64_t B, T, H, N;
     int dtype;
-    int size() const { return dtype == 0 ? 4 : 2; }
+    int size() const { return size_of(dtype); }
     std::int64_t row(std::int64_t b, std::int64_t t, std::int64_t h) const { return ((b * T + t) * H + h) * N; }
+    void read(const void* p, std::int64_t at, float* out) const { read_row(dtype, p, at, (int)N, out); }
+    void write(void* p, std::int64_t at, const float* x) const { write_row(dtype, p, at, (int)N, x); }
 };
 
 // A row of one head is far from the next step's (H*N elements), too far for the processor to see a pattern: tell it.
@@ -129,32 +44,6 @@ static inline void prefetch_row(const void* p, std::int64_t at, std::int64_t N, 
 #if defined(__GNUC__)
     for (std::int64_t i = 0; i < N * size; i += 64) __builtin_prefetch((const char*)p + at * size + i, 0, 2);
 #endif
-}
-
-static inline void read_row(const Shape& s, const void* p, std::int64_t at, float* out) {
-    if (s.dtype == 0) {
-        std::memcpy(out, (const float*)p + at, s.N * sizeof(float));
-    } else {
-        const std::uint16_t* q = (const std::uint16_t*)p + at;
-        for (int i = 0; i < s.N; i++) {
-            std::uint32_t bits = (std::uint32_t)q[i] << 16;
-            std::memcpy(out + i, &bits, 4);
-        }
-    }
-}
-
-static inline void write_row(const Shape& s, void* p, std::int64_t at, const float* x) {
-    if (s.dtype == 0) {
-        std::memcpy((float*)p + at, x, s.N * sizeof(float));
-    } else {
-        std::uint16_t* q = (std::uint16_t*)p + at;
-        for (int i = 0; i < s.N; i++) {
-            std::uint32_t bits;
-            std::memcpy(&bits, x + i, 4);
-            std::uint32_t even = bits + 0x7fff + ((bits >> 16) & 1);  // round to nearest, ties to even
-            q[i] = (std::uint16_t)((x[i] != x[i] ? bits | 0x400000 : even) >> 16);
-        }
-    }
 }
 
 // d = exp(-e), e = exp(w); exactly 1 and 0 at w = -inf, an identity step.
@@ -212,17 +101,17 @@ struct Forward {
         std::memset(S, 0, sizeof S);
         std::memset(sa, 0, sizeof sa);
         if (s0) transpose(N, N, s0 + task * N * N, N, S, NP);
-        if (s.T) read_row(s, in[4], s.row(bi, 0, h), a);
+        if (s.T) s.read(in[4], s.row(bi, 0, h), a);
         for (int i = 0; i < N; i++)  // sa of the first step
             for (int j = 0; j < N; j++) sa[j] += S[i * NP + j] * a[i];
         for (std::int64_t t = 0; t < s.T; t++) {
             const std::int64_t at = s.row(bi, t, h);
-            read_row(s, in[0], at, r);
-            read_row(s, in[1], at, w);
-            read_row(s, in[2], at, k);
-            read_row(s, in[3], at, v);
-            read_row(s, in[5], at, b);
-            if (t + 1 < s.T) read_row(s, in[4], s.row(bi, t + 1, h), a);
+            s.read(in[0], at, r);
+            s.read(in[1], at, w);
+            s.read(in[2], at, k);
+            s.read(in[3], at, v);
+            s.read(in[5], at, b);
+            if (t + 1 < s.T) s.read(in[4], s.row(bi, t + 1, h), a);
             for (int m = 0; m < 6; m++) prefetch_row(in[m], at + AHEAD * s.H * N, N, s.size());
             prefetch_row(out, at + AHEAD * s.H * N, N, s.size());
             decay_row(N, w, d, e);
@@ -231,7 +120,7 @@ struct Forward {
                     std::memcpy(checkpoints + ((task * chunks + t / CHUNK) * N + i) * N, S + i * NP, N * sizeof(float));
             if (saved_sa) std::memcpy(saved_sa + (task * s.T + t) * N, sa, N * sizeof(float));
             step();
-            write_row(s, out, at, y);
+            s.write(out, at, y);
         }
         transpose(N, N, S, NP, sT + task * N * N, N);
     }
@@ -345,8 +234,8 @@ struct Backward {
                    const float* saved_sa, Step& x) {
         const std::int64_t at = s.row(task / s.H, t, task % s.H);
         float* rows[] = {x.r, x.w, x.k, x.v, x.a, x.b};
-        for (int m = 0; m < 6; m++) read_row(s, in[m], at, rows[m]);
-        read_row(s, dy, at, x.dy);
+        for (int m = 0; m < 6; m++) s.read(in[m], at, rows[m]);
+        s.read(dy, at, x.dy);
         std::memcpy(x.sa, saved_sa + (task * s.T + t) * s.N, s.N * sizeof(float));
         decay_row((int)s.N, x.w, x.d, x.e);
     }
@@ -354,7 +243,7 @@ struct Backward {
     void write_step(const Shape& s, std::int64_t at, const Step& x, Gradient& g, void* const* out) {
         for (int m = 0; m < s.N; m++) g.w[m] *= -x.d[m] * x.e[m];  // from d to w
         const float* rows[] = {g.r, g.w, g.k, g.v, g.a, g.b};
-        for (int m = 0; m < 6; m++) write_row(s, out[m], at, rows[m]);
+        for (int m = 0; m < 6; m++) s.write(out[m], at, rows[m]);
     }
 
     void run(const Shape& s, std::int64_t task, const void* const* in, const float* checkpoints, const float* saved_sa,
@@ -392,41 +281,7 @@ struct Backward {
     }
 };
 
-// ---- threads and entry points
-
-// Run f(worker, task) for all tasks; each thread owns one Worker, zero at first. False if memory ran out.
-template <class Worker, class F>
-static bool for_each_task(std::int64_t tasks, int threads, F f) {
-    std::atomic<std::int64_t> next{0};
-    std::atomic<bool> ok{true};
-    auto work = [&] {
-        void* memory = ::operator new(sizeof(Worker), std::align_val_t(64), std::nothrow);
-        if (!memory) {
-            ok = false;
-            return;
-        }
-        std::memset(memory, 0, sizeof(Worker));  // padding is zero, and no step changes that
-        for (std::int64_t i; (i = next++) < tasks;) f(*(Worker*)memory, i);
-        ::operator delete(memory, std::align_val_t(64));
-    };
-    const int n = (int)std::min<std::int64_t>(threads, tasks);
-#ifdef _OPENMP  // torch's own threads: they spin for a while after its operators, and would be in the way of others
-#pragma omp parallel num_threads(n)
-    work();
-#else
-    std::vector<std::thread> pool;
-    for (int i = 1; i < n; i++) {
-        try {
-            pool.emplace_back(work);
-        } catch (...) {
-            break;  // no more threads to be had: those there are take all tasks
-        }
-    }
-    work();
-    for (auto& t : pool) t.join();
-#endif
-    return ok;
-}
+// ---- entry points
 
 // Call f with the smallest padded size that holds N, as a std::integral_constant. False if none does.
 template <class F>
