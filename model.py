@@ -15,8 +15,7 @@ S_P(l-1) is the state of the layer below after the row's own last prompt token. 
 
 Symbols: B batch, T tokens, C width, H heads, N head size, L layers, V vocabulary, P prompt length; r w k v a b are the
 operands of the recurrence, g the output gate, kk the removal key, v_first layer 0's values. Parameter names are the
-checkpoint keys of BlinkDL/RWKV-LM (`blocks.0.att.w0`, ...), so official .pth files load and save as they are.
-The model: "RWKV-7 Goose" (arXiv 2503.14456), RWKV-v7/train_temp/src/model.py.
+checkpoint keys of BlinkDL/RWKV-LM, whose .pth files load and save as they are. The model: arXiv 2503.14456.
 """
 
 import math
@@ -28,10 +27,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from common.batches import padding
 from common.checkpoint import check_shapes, infer_sizes, read_tensors
 from common.errors import UserError
 from common.files import replacing
-from wkv_cuda import wkv7
+from wkv_cuda import glue, wkv7
+from wkv_cuda.glue import fused
 
 
 @dataclass
@@ -63,18 +64,11 @@ class LayerState(NamedTuple):
     x_ffn: torch.Tensor  # (B, C) last input of the channel mix
 
 
-def token_shift(x, x_prev, pad):
-    """x (B, T, C) -> (the token before each, x at the end (B, C)). Padding hands on `x_prev` as if not there."""
-    if pad is not None:
-        x = torch.where(pad, x_prev[:, None], x)
-    return torch.cat([x_prev[:, None], x[:, :-1]], dim=1), x[:, -1]
+wide = lambda t: t.to(torch.promote_types(t.dtype, torch.float32))  # at least fp32
 
 
 class Linear(nn.Linear):
-    """No bias; fp32 master weights are cast to the dtype of x at use."""
-
-    def __init__(self, n_in, n_out):
-        super().__init__(n_in, n_out, bias=False)
+    """fp32 master weights are cast to the dtype of x at use. Always without bias."""
 
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype))
@@ -84,7 +78,42 @@ class LayerNorm(nn.LayerNorm):
     """In fp32, whatever comes in; the caller chooses what to cast the result to."""
 
     def forward(self, x):
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return F.layer_norm(wide(x), self.normalized_shape, wide(self.weight), wide(self.bias), self.eps)
+
+
+# Between the matrix products. On a CPU the class named by @fused computes what the function says, in one pass.
+@fused(glue.Mix)
+def mix(x, x_prev, *coefs):
+    """Token shift: x (B, T, C) and the token before it, x_prev (B, C) before the first, blended, once for each coef."""
+    dx = torch.cat([x_prev[:, None], x[:, :-1]], dim=1) - x
+    return tuple(x + dx * c.to(x.dtype) for c in coefs)
+
+
+@fused(glue.Operands)
+def operands(k, v, w, a, v_low, v_first, w0, a0, v0, k_k, k_a, H, pad):
+    """Key, value and the outputs of the low-rank pairs, all (B, T, C) -> the recurrence's w k v a b (B, T, C)."""
+    w = (-F.softplus(-(wide(w0) + w)) - 0.5).to(k.dtype)  # decay >= exp(-exp(-0.5)) = 0.545
+    a = torch.sigmoid(wide(a0) + a).to(k.dtype)
+    if v_low is not None:
+        v = v + (v_first - v) * torch.sigmoid(wide(v0) + v_low).to(v.dtype)
+    kk = F.normalize((k * k_k.to(k.dtype)).unflatten(-1, (H, -1)), dim=-1).flatten(-2)
+    k = k * (1 + (a - 1) * k_a.to(k.dtype))
+    a, b = -kk, kk * a
+    if pad is not None:  # a padded step is the identity: no decay, nothing removed, nothing written
+        w, (k, v, a, b) = w.masked_fill(pad, -torch.inf), (t.masked_fill(pad, 0) for t in (k, v, a, b))
+    return w, k, v, a, b
+
+
+@fused(glue.Readout)
+def readout(y, r, k, v, g, r_k, weight, bias, eps):
+    """y = S r (B, T, C), normalised head by head, and the token's own <r, k> v, gated by g."""
+    (H, N), heads = r_k.shape, lambda t: t.unflatten(-1, r_k.shape)
+    normed = F.group_norm(wide(y).reshape(-1, H * N), H, wide(weight), wide(bias), eps).view(y.shape)
+    bonus = (wide(heads(r)) * heads(k) * r_k).sum(-1, keepdim=True) * heads(v)
+    return (normed + bonus.flatten(-2)).to(g.dtype) * g
+
+
+relu_squared = fused(glue.ReluSquared)(lambda x: F.relu(x).square())
 
 
 class TimeMix(nn.Module):
@@ -104,7 +133,7 @@ class TimeMix(nn.Module):
         self.k_k = nn.Parameter(torch.empty(1, 1, C))
         self.k_a = nn.Parameter(torch.empty(1, 1, C))
         self.r_k = nn.Parameter(torch.empty(C // N, N))
-        self.receptance, self.key, self.value, self.output = (Linear(C, C) for _ in range(4))
+        self.receptance, self.key, self.value, self.output = (Linear(C, C, False) for _ in range(4))
         self.ln_x = nn.GroupNorm(C // N, C, eps=1e-5 * N)  # 64e-5 at the official head size
 
     def low_rank(self, name, x, act=None):
@@ -112,48 +141,28 @@ class TimeMix(nn.Module):
         return (act(x) if act else x) @ getattr(self, f"{name}2").to(x.dtype)
 
     def forward(self, x, x_prev, S, v_first, pad):
-        """x (B, T, C), x_prev (B, C), S (B, H, N, N), pad (B, T, 1) or None -> out (B, T, C), x_last, S, v_first."""
-        B, T, C = x.shape
-        H, N = self.r_k.shape
-        heads = lambda t: t.reshape(B, T, H, N)
-        shifted, x_last = token_shift(x, x_prev, pad)
-        dx = shifted - x
-        xr, xw, xk, xv, xa, xg = (x + dx * getattr(self, f"x_{n}").to(x.dtype) for n in "rwkvag")
-
+        """x (B, T, C), x_prev (B, C), S (B, H, N, N), pad (B, T, 1) or None -> out (B, T, C), S, v_first."""
+        ln, H, heads = self.ln_x, len(self.r_k), lambda t: t.unflatten(-1, self.r_k.shape)
+        xr, xw, xk, xv, xa, xg = mix(x, x_prev, self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
-        w = -F.softplus(-(self.w0.float() + self.low_rank("w", xw, torch.tanh))) - 0.5  # decay >= exp(-exp(-0.5))
-        a = torch.sigmoid(self.a0.float() + self.low_rank("a", xa)).to(x.dtype)
+        w, a = self.low_rank("w", xw, torch.tanh), self.low_rank("a", xa)
         g = self.low_rank("g", xg, torch.sigmoid)
-        if self.first:
-            v_first = v
-        else:
-            v = v + (v_first - v) * torch.sigmoid(self.v0.float() + self.low_rank("v", xv)).to(x.dtype)
-        kk = F.normalize(heads(k * self.k_k.to(x.dtype)), dim=-1).view(B, T, C)
-        k = k * (1 + (a - 1) * self.k_a.to(x.dtype))
-
-        w, b, v_in, k_in, kk_in = w.to(x.dtype), kk * a, v, k, kk
-        if pad is not None:  # a padded step is the identity: no decay, nothing removed, nothing written
-            w = w.masked_fill(pad, -torch.inf)
-            b, v_in, k_in, kk_in = (t.masked_fill(pad, 0) for t in (b, v, k, kk))
-        y, S = wkv7(heads(r), heads(w), heads(k_in), heads(v_in), heads(-kk_in), heads(b), S)
-
-        ln = self.ln_x
-        y = F.group_norm(y.float().reshape(B * T, C), H, ln.weight.float(), ln.bias.float(), ln.eps).view(B, T, C)
-        bonus = (heads(r).float() * heads(k) * self.r_k).sum(-1, keepdim=True) * heads(v)
-        y = (y + bonus.view(B, T, C)).to(x.dtype)
-        return self.output(y * g), x_last, S, v_first
+        v_low, v0 = (None, None) if self.first else (self.low_rank("v", xv), self.v0)
+        v_first = v if self.first else v_first
+        w, k, v, a, b = operands(k, v, w, a, v_low, v_first, self.w0, self.a0, v0, self.k_k, self.k_a, H, pad)
+        y, S = wkv7(heads(r), heads(w), heads(k), heads(v), heads(a), heads(b), S)
+        return self.output(readout(y.flatten(-2), r, k, v, g, self.r_k, ln.weight, ln.bias, ln.eps)), S, v_first
 
 
 class ChannelMix(nn.Module):
     def __init__(self, cfg: RWKVConfig):
         super().__init__()
         self.x_k = nn.Parameter(torch.empty(1, 1, cfg.n_embd))
-        self.key, self.value = Linear(cfg.n_embd, cfg.n_ffn), Linear(cfg.n_ffn, cfg.n_embd)
+        self.key, self.value = Linear(cfg.n_embd, cfg.n_ffn, False), Linear(cfg.n_ffn, cfg.n_embd, False)
 
-    def forward(self, x, x_prev, pad):
-        shifted, x_last = token_shift(x, x_prev, pad)
-        k = self.key(x + (shifted - x) * self.x_k.to(x.dtype))
-        return self.value(F.relu(k).square()), x_last
+    def forward(self, x, x_prev):
+        (xk,) = mix(x, x_prev, self.x_k)
+        return self.value(relu_squared(self.key(xk)))
 
 
 class Block(nn.Module):
@@ -166,10 +175,12 @@ class Block(nn.Module):
 
     def forward(self, x, state, S0, v_first, pad, dtype):
         """The residual stream x (B, T, C) stays fp32; the mixes run in `dtype`."""
-        dx, x_att, S, v_first = self.att(self.ln1(x).to(dtype), state.x_att.to(dtype), S0, v_first, pad)
-        x = x + dx
-        dx, x_ffn = self.ffn(self.ln2(x).to(dtype), state.x_ffn.to(dtype), pad)
-        return x + dx, LayerState(x_att, S, x_ffn), v_first
+        x_att, x_ffn = state.x_att.to(dtype), state.x_ffn.to(dtype)
+        h = self.ln1(x).to(dtype) if pad is None else torch.where(pad, x_att[:, None], self.ln1(x).to(dtype))
+        dx, S, v_first = self.att(h, x_att, S0, v_first, pad)
+        x, x_att = x + dx, h[:, -1]
+        h = self.ln2(x).to(dtype) if pad is None else torch.where(pad, x_ffn[:, None], self.ln2(x).to(dtype))
+        return x + self.ffn(h, x_ffn), LayerState(x_att, S, h[:, -1]), v_first
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -275,7 +286,7 @@ class RWKV7(nn.Module):
         self.emb = nn.Embedding(cfg.vocab_size, cfg.n_embd)
         self.blocks = nn.ModuleList(Block(cfg, l) for l in range(cfg.n_layer))
         self.ln_out = LayerNorm(cfg.n_embd)
-        self.head = Linear(cfg.n_embd, cfg.vocab_size)
+        self.head = Linear(cfg.n_embd, cfg.vocab_size, False)
         self.file_layout: list[tuple[str, torch.dtype]] | None = None  # keys and dtypes of the .pth that was loaded
         self.unused: dict[str, torch.Tensor] = {}  # layer 0's v0 v1 v2, which official files carry and nobody reads
 
@@ -297,7 +308,7 @@ class RWKV7(nn.Module):
         state = self.zero_state(len(x)) if state is None else state
         if x.shape[1] == 0:  # nothing to read
             return x.to(self.dtype), state
-        x, pad, v_first, S_below, new_state = self.blocks[0].ln0(x), left_padding(lengths, x), None, None, []
+        x, pad, v_first, S_below, new_state = self.blocks[0].ln0(x), padding(lengths, x), None, None, []
         for l, block in enumerate(self.blocks):
             S0 = state[l].S
             if seed is not None and l >= seed.cfg.layer_start:  # Future-Seed, all of it
@@ -387,14 +398,3 @@ class RWKV7(nn.Module):
         model.file_layout = [(k, t.dtype) for k, t in z.items()]
         model.unused = {k: z[k].clone() for k in optional if k in z}
         return model
-
-
-def left_padding(lengths, x) -> torch.Tensor | None:
-    """True where x (B, T, C) is padding, (B, T, 1); None if nothing is."""
-    B, T = x.shape[:2]
-    if lengths is None or all(n == T for n in lengths):
-        return None
-    if len(lengths) != B or not all(0 <= n <= T for n in lengths):
-        raise UserError(f"lengths must be {B} numbers from 0 to {T}, got {list(lengths)}")
-    start = torch.tensor([T - n for n in lengths], device=x.device)
-    return (torch.arange(T, device=x.device) < start[:, None])[..., None]

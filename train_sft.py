@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import tasks
 from common import config, dist, run
@@ -24,6 +23,8 @@ from common.batches import Batches, fingerprint, fit, left_pad
 from common.checkpoint import restore_trainer, save_trainer
 from common.download import fetch
 from common.errors import UserError
+from common.loss import head_loss
+from common.machine import faster_dtype
 from common.tokenizer import get_tokenizer
 from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig
 from wkv_cuda import describe
@@ -83,7 +84,7 @@ save_every = 250  # steps; also before every evaluation, at the end and on Ctrl-
 out_dir = "out"
 resume = ""  # directory of a run to continue
 # numerics
-dtype = "float32"  # float32 | bfloat16: what the blocks compute in; weights, moments, state and loss stay fp32
+dtype = "float32"  # float32 | bfloat16 | auto, the faster here: of the blocks; weights, moments, state, loss: fp32
 device = "auto"  # auto | cpu | cuda
 threads = 0  # of the CPU, per process; 0 = torch's choice
 checkpointing = False  # recompute activations in the backward pass: less memory, a third more time
@@ -91,7 +92,7 @@ seed = 0  # of the initial weights and the order of the batches
 data_seed = 1234  # of the examples, so that the validation set stays when `seed` changes
 
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=["cosine", "constant"], train_only=["all", "seed"],
-               dtype=["float32", "bfloat16"], device=["auto", "cpu", "cuda"])  # fmt: skip
+               dtype=["float32", "bfloat16", "auto"], device=["auto", "cpu", "cuda"])  # fmt: skip
 
 
 # --- model
@@ -130,7 +131,7 @@ def build_optimizers(net, fs) -> dict[str, torch.optim.Optimizer]:
             groups.append(dict(params=[p], lr=rates[name], weight_decay=0.0))
     for group in groups:
         group["peak_lr"] = group["lr"]
-    optimizers["adamw"] = torch.optim.AdamW(groups, betas=betas)
+    optimizers["adamw"] = torch.optim.AdamW(groups, betas=betas, fused=True)
     return optimizers
 
 
@@ -152,8 +153,8 @@ def read_prompts(net, fs, rows):
     return net(prompts.to(net.emb.weight.device), lengths=lengths, seed=fs)
 
 
-def predict(net, h, state, rows, eot: int):
-    """Teacher forcing after read_prompts -> (logits (R, V) fp32, targets (R,)), one row a blank or answer token."""
+def answer_loss(net, h, state, rows, eot: int):
+    """Teacher forcing after read_prompts -> cross-entropy (summed, fp32), how many tokens are right, of how many."""
     dev, P, answers = h.device, h.shape[1], [targets_of(e, eot) for e in rows]
     # blanks are read off the prompt where they stand; an answer's first token off the prompt's last position ...
     at = [(i, P - len(e.prompt) + p) for i, e in enumerate(rows) for p in (e.blanks or [len(e.prompt) - 1])]
@@ -167,7 +168,7 @@ def predict(net, h, state, rows, eot: int):
         h, _ = net(tokens, state)
         picked.append(h[torch.tensor([[j < len(x) for j in range(A)] for x in inputs], device=dev)])
         targets += [t for a, x in zip(answers, inputs, strict=True) if x for t in a[1:]]
-    return net.head(torch.cat(picked)).float(), torch.tensor(targets, device=dev)
+    return *head_loss(torch.cat(picked), net.head.weight, torch.tensor(targets, device=dev)), len(targets)
 
 
 # --- evaluation
@@ -196,10 +197,8 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     for batch in np.array_split(mine, -(-len(mine) // eval_bsz)):  # evenly: 'other row' needs company
         rows = [job.val[i] for i in batch]
         h, state = read_prompts(net, fs, rows)
-        logits, targets = predict(net, h, state, rows, eot)
-        nll += F.cross_entropy(logits, targets, reduction="sum").item()
-        right += (logits.argmax(-1) == targets).sum().item()
-        count += len(targets)
+        loss, hits, tokens = answer_loss(net, h, state, rows, eot)
+        nll, right, count = nll + loss.item(), right + hits.item(), count + tokens
         if eval_decode:
             out += zip(batch.tolist(), decode(net, h, state, rows, eot, job.max_new_tokens), strict=True)
     nll, right, count = dist.sum_numbers([nll, right, count], net.emb.weight.device)
@@ -216,8 +215,7 @@ def training_step(net, fs, optimizers, params, rows, eot, rank, world, scale) ->
     mine, loss = rows[rank::world], 0.0
     size = micro_bsz or max(1, len(mine))
     for micro in (mine[i : i + size] for i in range(0, len(mine), size)):
-        logits, targets = predict(net, *read_prompts(net, fs, micro), micro, eot)
-        part = F.cross_entropy(logits, targets, reduction="sum") / n
+        part = answer_loss(net, *read_prompts(net, fs, micro), micro, eot)[0] / n
         part.backward()
         loss += part.item()
     dist.sum_gradients(params)
@@ -317,6 +315,8 @@ def main():
         settings = config.override(globals())  # what the command line says still counts
     rank, world, dev = dist.init(device, threads)
     check(world)
+    if dtype == "auto":  # the record says what it came to, and a resumed run stays with it
+        settings["dtype"] = globals()["dtype"] = faster_dtype(dev)
     tok = get_tokenizer(tokenizer, vocab_file or None)
     job = tasks.build(task, tok, data_seed, n_train, n_val, **task_args)
     full, job.val = job.val, [fit(e, max_prompt_tokens, job.truncate) for e in job.val]

@@ -63,3 +63,14 @@ class Batches:
         rows.sort(key=lambda e: len(e.prompt))
         batches = [rows[i : i + self.bsz] for i in range(0, len(rows) - self.bsz + 1, self.bsz)]
         return [batches[i] for i in np.random.default_rng((self.seed, epoch, number)).permutation(len(batches))]
+
+
+def padding(lengths, x) -> torch.Tensor | None:
+    """True where x (B, T, ...) is left padding, (B, T, 1); None if nothing is; `lengths`: tokens a row, None: T."""
+    B, T = x.shape[:2]
+    if lengths is None or all(n == T for n in lengths):
+        return None
+    if len(lengths) != B or not all(0 <= n <= T for n in lengths):
+        raise UserError(f"lengths must be {B} numbers from 0 to {T}, got {list(lengths)}")
+    start = torch.tensor([T - n for n in lengths], device=x.device)
+    return (torch.arange(T, device=x.device) < start[:, None])[..., None]

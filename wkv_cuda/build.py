@@ -31,6 +31,13 @@ MSVC = ["/nologo", "/O2", "/std:c++17", "/EHsc", "/arch:AVX2", "/LD"]
 SIGNATURES = {
     "wkv7_forward": "iinnnnpppppp",
     "wkv7_backward": "iinnnnppppppp",
+    "mix_forward": "iinnnnpppp",
+    "mix_backward": "iinnnnppppppp",
+    "operands_forward": "iinnnpppp",
+    "operands_backward": "iinnnpppppp",
+    "readout_forward": "iinnnfppp",
+    "readout_backward": "iinnnfppppp",
+    "relu_squared": "iinppp",
 }
 
 

@@ -29,6 +29,8 @@ constexpr int BLOCK_FWD = 4, BLOCK_BWD = 2;
 constexpr int BLOCK_FWD = 2, BLOCK_BWD = 1;
 #endif
 
+namespace {  // another file of this library may use a name of this one for something else
+
 struct Shape {
     std::int64_t B, T, H, N;
     int dtype;
@@ -280,6 +282,8 @@ struct Backward {
         for (int j = 0; j < N; j++) std::memcpy(ds0 + (task * N + j) * N, dS + j * NP, N * sizeof(float));
     }
 };
+
+}  // namespace
 
 // ---- entry points
 
