@@ -21,6 +21,7 @@ import tasks
 from common import config, dist, run
 from common.batches import Batches, fingerprint, fit, left_pad
 from common.checkpoint import restore_trainer, save_trainer
+from common.decoding import decode, likeliest
 from common.download import fetch
 from common.errors import UserError
 from common.loss import head_loss
@@ -172,28 +173,11 @@ def answer_loss(net, h, state, rows, eot: int):
 
 
 # --- evaluation
-def decode(net, h, state, rows, eot: int, max_new: int) -> list[list[int]]:
-    """Greedy free decoding after read_prompts: answers up to end-of-text, or the best token at each blank."""
-    if rows[0].blanks:
-        blanks = [[h.shape[1] - len(e.prompt) + p for p in e.blanks] for e in rows]
-        return [net.head(h[i, at]).argmax(-1).tolist() for i, at in enumerate(blanks)]
-    token, out, unfinished = net.head(h[:, -1]).argmax(-1), [[] for _ in rows], set(range(len(rows)))
-    for _ in range(max_new):
-        for i, t in enumerate(token.tolist()):
-            if i in unfinished:
-                unfinished.discard(i) if t == eot else out[i].append(t)
-        if not unfinished:
-            break
-        logits, state = net.step(token, state)
-        token = logits.argmax(-1)
-    return out
-
-
 @torch.no_grad()
 def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     """The whole validation set -> metrics, [(example, predicted ids)] in the order of the set."""
     mine = sorted(range(rank, len(job.val), world), key=lambda i: len(job.val[i].prompt))
-    nll, right, count, out = 0.0, 0, 0, []
+    nll, right, count, out, chosen = 0.0, 0, 0, [], []
     for batch in np.array_split(mine, -(-len(mine) // eval_bsz)):  # evenly: 'other row' needs company
         rows = [job.val[i] for i in batch]
         h, state = read_prompts(net, fs, rows)
@@ -201,11 +185,17 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
         nll, right, count = nll + loss.item(), right + hits.item(), count + tokens
         if eval_decode:
             out += zip(batch.tolist(), decode(net, h, state, rows, eot, job.max_new_tokens), strict=True)
+        if job.score_options:
+            chosen += zip(batch.tolist(), likeliest(net, h, state, rows), strict=True)
     nll, right, count = dist.sum_numbers([nll, right, count], net.emb.weight.device)
     metrics = dict(loss=nll / count, token_accuracy=right / count, tokens_right=int(right), tokens=int(count))
-    answers = dict(pair for part in dist.gather(out) for pair in part)
+    answers, chosen = (dict(pair for part in dist.gather(found) for pair in part) for found in (out, chosen))
     pairs = [(e, answers[i]) for i, e in enumerate(job.val)] if eval_decode else []
-    return metrics | (job.score(job.val, [got for _, got in pairs]) if pairs else {}), pairs
+    if pairs:
+        metrics |= job.score(job.val, [got for _, got in pairs])
+    if job.score_options:
+        metrics |= job.score_options(job.val, [chosen[i] for i in range(len(job.val))])
+    return metrics, pairs
 
 
 # --- loop
@@ -325,7 +315,7 @@ def main():
     run_dir = Path(resume) if resume else run.new_run_dir(out_dir, name) if rank == 0 else None
 
     log = run.Recorder(run_dir if rank == 0 else None, ("train_sft.py", "model.py", "wkv_cuda/reference.py"))
-    log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype} | wkv: {describe()}")
+    log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype}, wkv {describe(dev.type)}")
     log.print(config.changes())
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation examples ({val_hash[:12]}), {cut} cut")
     if rank == 0:
@@ -333,7 +323,7 @@ def main():
         record = dict(config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels, **run.environment())
         run.write_json(run_dir / "config.json", record)
 
-    metric = job.metric if eval_decode else "token_accuracy"
+    metric = job.metric if eval_decode or job.score_options else "token_accuracy"
     arms, results = {"off": False, "on": True} if compare else {"": future_seed}, {}
     with run.guard(run_dir, f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"):
         for arm, seeded in arms.items():

@@ -22,6 +22,7 @@ class Example:
     answer: token ids that follow the prompt, without the end-of-text token (the trainer appends it).
     blanks: ascending positions in `prompt` that are to be filled in; `answer` then holds their true ids, in order.
     meta: whatever `score` needs.
+    options: answers to compare by their likelihood, as token ids (none: nothing is compared).
     """
 
     id: str
@@ -29,6 +30,7 @@ class Example:
     answer: list[int]
     blanks: list[int] = field(default_factory=list)
     meta: dict = field(default_factory=dict)
+    options: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
@@ -37,7 +39,8 @@ class Task:
 
     train, val: examples; `train` may generate its rows lazily (any object with len() and [i]). Disjoint by content.
     score: (examples, predicted ids per example, without end-of-text) -> {metric name: value}, over the whole set.
-    metric: the key of `score`'s result that a report quotes; higher is better.
+    score_options: the same from (examples, per example the index of its likeliest option); for examples with options.
+    metric: the key of a result of one of the two that a report quotes; higher is better.
     levels: {name of a level: value of `metric`} to print beside the score, e.g. {"chance": .1, "majority": .3}
         and, where it can be computed, "causal ceiling": the best that any reader without the seed can reach.
     max_new_tokens: bound on free decoding.
@@ -51,6 +54,7 @@ class Task:
     levels: dict[str, float]
     max_new_tokens: int
     truncate: str | None = None
+    score_options: Callable[[list[Example], list[int]], dict[str, float]] | None = None
 
 
 def names() -> list[str]:

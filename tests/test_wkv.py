@@ -149,6 +149,22 @@ def test_the_same_bits_with_any_number_of_threads():
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@needs_cpp
+@pytest.mark.slow
+def test_more_elements_than_32_bits_count():
+    T, H, N = 2**26 + 1000, 2, 16  # 2**31 + 32000 elements, 4.3 GB
+    x = (torch.rand(1, 1000, H, N) - 0.6).to(torch.bfloat16)  # decays, and state that does not blow up
+    x = x.repeat(1, -(-T // 1000), 1, 1)[:, :T].contiguous()
+    assert x.numel() > 2**31
+    y, sT = wkv_cuda.wkv7(x, x, x, x, x, x)
+    y = y[:, -64:].clone()
+    s = wkv_cuda.wkv7(*[x[:, :-64]] * 6)[1]
+    y_tail, sT_tail = wkv_cuda.wkv7(*[x[:, -64:]] * 6, s)
+    assert y_tail.abs().max() > 0
+    assert torch.equal(y, y_tail)
+    assert torch.equal(sT, sT_tail)
+
+
 def test_head_sizes_beyond_cpp_take_the_torch_form():
     inputs = operands(1, 6, 1, 200)
     torch.testing.assert_close(wkv_cuda.wkv7(*inputs)[0], wkv7_loop(*inputs)[0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,54 @@
+"""Free decoding and the choice among options, against one sequence at a time."""
+
+import torch
+
+from common.batches import left_pad
+from common.decoding import decode, likeliest
+from conftest import random_model
+from tasks import Example
+
+
+def read(net, rows):
+    prompts, lengths = left_pad([e.prompt for e in rows])
+    return net(prompts, lengths=lengths)
+
+
+def log_likelihood(net, prompt, option):
+    h, _ = net(torch.tensor([[*prompt, *option]]))
+    logp = net.head(h[0]).float().log_softmax(-1)
+    return sum(logp[len(prompt) - 1 + i, t].item() for i, t in enumerate(option))
+
+
+@torch.no_grad()
+def test_the_likeliest_option_is_that_of_one_sequence_at_a_time():
+    net, g = random_model(), torch.Generator().manual_seed(0)
+    ids = lambda n: torch.randint(50, (n,), generator=g).tolist()
+    seen = set()
+    for lengths in ((1, 1, 1), (3, 1, 2, 5), (2, 2)):
+        rows = [Example(str(i), ids(2 + 3 * i), ids(1), options=[ids(n) for n in lengths[: 2 + i]]) for i in range(4)]
+        scores = [[log_likelihood(net, e.prompt, o) for o in e.options] for e in rows]
+        want = [max(range(len(s)), key=s.__getitem__) for s in scores]
+        assert likeliest(net, *read(net, rows), rows) == want
+        seen.update(want)
+    assert len(seen) > 1, "the test should not be passed by a constant"
+
+
+@torch.no_grad()
+def test_decoding_a_batch_is_decoding_each_row():
+    net, g = random_model(), torch.Generator().manual_seed(1)
+    rows = [Example(str(i), torch.randint(50, (n,), generator=g).tolist(), [1]) for i, n in enumerate((2, 9, 5))]
+    together = decode(net, *read(net, rows), rows, eot=-1, max_new=6)
+    assert together == [decode(net, *read(net, [e]), [e], eot=-1, max_new=6)[0] for e in rows]
+    assert all(len(ids) == 6 for ids in together)
+    eot = together[1][2]
+    stopped = decode(net, *read(net, rows), rows, eot=eot, max_new=6)
+    assert stopped[1] == together[1][: together[1].index(eot)]
+
+
+@torch.no_grad()
+def test_blanks_are_read_where_they_stand():
+    net = random_model()
+    rows = [Example("a", [3, 1, 4, 1, 5], [9, 9], blanks=[1, 3]), Example("b", [2, 7], [9], blanks=[0])]
+    h, state = read(net, rows)
+    alone = [net.head(net(torch.tensor([e.prompt]))[0][0]).argmax(-1) for e in rows]
+    assert decode(net, h, state, rows, eot=0, max_new=1) == [alone[0][[1, 3]].tolist(), alone[1][[0]].tolist()]
