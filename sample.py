@@ -22,6 +22,7 @@ from common.download import fetch
 from common.errors import UserError
 from common.tokenizer import Stream, get_tokenizer
 from model import RWKV7, FutureSeed
+from wkv_cuda.decode import DTYPES, decoder_for
 
 # --- config
 model = ""  # directory of a run, a .pth file, or a name that `python -m common.download` lists; "" = newest run in out/
@@ -40,12 +41,14 @@ frequency_penalty = 0.0  # ... and this for each time it was
 penalty_decay = 0.996  # how fast both are forgotten, per token
 stop = []  # strings that end the output, e.g. --stop='["\n\n"]'
 seed = 0  # of the sampling
-dtype = "float32"  # float32 | bfloat16
+dtype = "float32"  # float32 | bfloat16 | int8 (CPU only: weights of 8 bits; torch reads the prompt with them in fp32)
 device = "auto"
 
 
 def load():
-    """-> model, seed module or None, tokenizer, the run's config.json or None."""
+    """-> model, decoder, seed module or None, tokenizer, the run's config.json or None."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     where = Path(model) if model else run.newest_run()
     if where is None:
         raise UserError(
@@ -62,15 +65,16 @@ def load():
             found = run.read_json(folder / "config.json")
             record = found if "val_hash" in found else None
             break
-    net = RWKV7.load(weights, getattr(torch, dtype))
+    dev = ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu") if device == "auto" else device
+    reading = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    net = RWKV7.load(weights, reading).to(dev).eval()
+    net.dtype = reading
     tok = get_tokenizer(tokenizer or (record["config"]["tokenizer"] if record else "world"), vocab_file or None)
     tok.check(net.cfg.vocab_size)
-    net.dtype = getattr(torch, dtype)
-    dev = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     fs = FutureSeed.load(seed_file, net.cfg) if seed_file.exists() else None
     print(f"{weights}: L{net.cfg.n_layer} C{net.cfg.n_embd} V{net.cfg.vocab_size}, tokenizer {tok.name}, "
           f"{'with' if fs else 'no'} Future-Seed", file=sys.stderr)  # fmt: skip
-    return net.to(dev).eval(), fs and fs.to(dev), tok, record
+    return net, decoder_for(net, dtype), fs and fs.to(dev), tok, record
 
 
 def pick(logits, counts, generator) -> int:
@@ -87,10 +91,11 @@ def pick(logits, counts, generator) -> int:
 
 
 @torch.no_grad()
-def generate(net, fs, tok, ids: list[int], stops: list[str]):
+def generate(net, decoder, fs, tok, ids: list[int], stops: list[str]):
     """Yield the continuation of `ids` piece by piece; ends at end-of-text, a stop string or max_new_tokens."""
     generator, stream, counts, held = torch.Generator().manual_seed(seed), Stream(tok), {}, ""
     logits, state = net.prefill(torch.tensor([ids], device=net.emb.weight.device), seed=fs)
+    session = decoder.start(state)
     for _ in range(max_new_tokens):
         token = pick(logits[0], counts, generator)
         if token == tok.eot_id:
@@ -106,7 +111,7 @@ def generate(net, fs, tok, ids: list[int], stops: list[str]):
         keep = max((n for s in stops for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
         yield held[: len(held) - keep]
         held = held[len(held) - keep :]
-        logits, state = net.step(torch.tensor([token], device=net.emb.weight.device), state)
+        logits = session.next(torch.tensor([token], device=net.emb.weight.device))
     yield held + stream.flush()
 
 
@@ -118,10 +123,10 @@ def fill(net, fs, tok, ids: list[int]) -> list[int]:
     return [b if t == tok.mask_id else t for t, b in zip(ids, best, strict=True)]
 
 
-def complete(net, fs, tok, ids: list[int], stops: list[str]) -> str:
+def complete(net, decoder, fs, tok, ids: list[int], stops: list[str]) -> str:
     """Print the continuation, or the prompt with its blanks filled, as it comes -> its text."""
-    pieces = [tok.decode(fill(net, fs, tok, ids))] if tok.mask_id in ids else generate(net, fs, tok, ids, stops)
-    text = ""
+    fills, text = tok.mask_id in ids, ""
+    pieces = [tok.decode(fill(net, fs, tok, ids))] if fills else generate(net, decoder, fs, tok, ids, stops)
     for piece in pieces:
         print(piece, end="", flush=True)
         text += piece
@@ -129,7 +134,7 @@ def complete(net, fs, tok, ids: list[int], stops: list[str]) -> str:
     return text
 
 
-def talk(net, fs, tok):
+def talk(net, decoder, fs, tok):
     history = ""
     while True:
         try:
@@ -140,19 +145,19 @@ def talk(net, fs, tok):
             return
         history += f"User: {' '.join(line.split())}\n\nAssistant:"
         print("Assistant:", end="", flush=True)
-        history += complete(net, fs, tok, tok.encode(history), [*stop, "\n\n"]).rstrip() + "\n\n"
+        history += complete(net, decoder, fs, tok, tok.encode(history), [*stop, "\n\n"]).rstrip() + "\n\n"
 
 
 def main():
     config.override(globals())
     if chat and compare:
         raise UserError("chat and compare don't go together: choose one")
-    net, fs, tok, record = load()
+    net, decoder, fs, tok, record = load()
     if compare and fs is None:
         raise UserError(f"--compare needs a model with a seed.pt beside it, {model or 'the newest run'} has none")
     arms = [("seed off", None), ("seed on", fs)] if compare else [("", fs if future_seed else None)]
     if chat:
-        return talk(net, arms[0][1], tok)
+        return talk(net, decoder, arms[0][1], tok)
     if prompt:
         examples = [(tok.encode(prompt), None)]
     elif record:
@@ -167,7 +172,7 @@ def main():
         print(f"\nprompt   {tok.decode(ids)}" + (f"\ntarget   {target}" if target else ""))
         for label, module in arms:
             print(f"{label or 'output':8}", end=" ")
-            complete(net, module, tok, ids, stop)
+            complete(net, decoder, module, tok, ids, stop)
 
 
 if __name__ == "__main__":

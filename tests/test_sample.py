@@ -23,6 +23,23 @@ def test_a_trained_checkpoint_reverses_a_number(reverser, script):
     assert out.splitlines()[-1].split() == ["output", "53562951413"]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_other_dtypes_reverse_it_as_well(reverser, script, dtype):
+    args = (*reverser, "--prompt=31415926535,", "--temperature=0", f"--dtype={dtype}", "--device=cpu")
+    error, out = script(*args, name="sample.py")
+    assert error is None
+    assert out.splitlines()[-1].split() == ["output", "53562951413"]
+
+
+def test_without_a_compiler_the_model_decodes(reverser, script, monkeypatch):
+    monkeypatch.setattr("wkv_cuda.decode.backend", lambda: "torch")
+    error, out = script(*reverser, "--prompt=31415926535,", "--temperature=0", "--device=cpu", name="sample.py")
+    assert error is None
+    assert out.splitlines()[-1].split() == ["output", "53562951413"]
+    error, _ = script(*reverser, "--prompt=3,", "--dtype=int8", name="sample.py")
+    assert "C++" in error
+
+
 def test_stop_strings_end_the_output_and_are_not_printed(reverser, script):
     args = (*reverser, "--prompt=31415926535,", "--temperature=0", "--stop=['62', '29']")
     _, out = script(*args, name="sample.py")
@@ -69,6 +86,7 @@ def test_a_chat_reads_the_whole_conversation_again(script, tmp_path, monkeypatch
         (["--model=nowhere.pth", "--prompt=x"], ["nowhere.pth"]),
         (["--model=unheard-of", "--prompt=x"], ["unheard-of", "python -m common.download"]),
         (["--chat", "--compare"], ["chat", "compare"]),
+        (["--model=nowhere.pth", "--prompt=x", "--dtype=float16"], ["float16", "bfloat16"]),
         (["--promt=x"], ["promt", "did you mean 'prompt'"]),
     ],
 )

@@ -31,6 +31,8 @@ MSVC = ["/nologo", "/O2", "/std:c++17", "/EHsc", "/arch:AVX2", "/LD"]
 SIGNATURES = {
     "wkv7_forward": "iinnnnpppppp",
     "wkv7_backward": "iinnnnppppppp",
+    "decode_token": "ippnppp",
+    "decode_huge_pages": "pn",
     "mix_forward": "iinnnnpppp",
     "mix_backward": "iinnnnppppppp",
     "operands_forward": "iinnnpppp",
