@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+from bench import measuring
 from common import run
 from common.errors import UserError
 
@@ -93,15 +94,12 @@ def run_table(path: str | Path) -> str:
 
 
 def bench_table(path: str | Path) -> str:
-    """The rows that bench/wkv.py --json wrote, with ratios to the first."""
+    """What a script of bench/ wrote with --json: the machine in a line, its peaks, then the tables."""
     record = run.read_json(path)
-    first = next(iter(record["rows"].values()))
-    rows = []
-    for name, row in record["rows"].items():
-        cells = [x for k in ("forward", "both") for x in (row[k], row[k] and row[k] / first[k])]
-        rows.append((name, *("-" if x is None else f"{x:.1f}" for x in cells), f"{row['error']:.0e}"))
-    where = f"{tuple(record['shape'])}, {record['threads']} threads, {record['processor']}"
-    return markdown([where, "forward ms", "ratio", "forward + backward ms", "ratio", "error"], rows)
+    if "bench" not in record:
+        raise UserError(f"{path} was not written by this version's bench/: measure again")
+    lines = [f"{measuring.described(record)}; {measuring.peaks_line(record['peaks'])}."]
+    return "\n\n".join([*lines, *(markdown(head, rows) for head, rows in measuring.tables(record))])
 
 
 def table(path: str | Path) -> str:

@@ -4,8 +4,9 @@
 
     S_t = S_{t-1} diag(d_t) + (S_{t-1} a_t) b_t^T + v_t k_t^T ,   y_t = S_t r_t ,   d_t = exp(-exp(w_t))
 
-Backends: `cpp` (wkv7.cpp, compiled at first use), `torch` (chunked, any device), `reference` (the loop). The best that
-works is chosen and the reason is in describe(); WKV_BACKEND=name forces one, and then a failure is fatal.
+Backends: `cpp` (wkv7.cpp) on CPUs and `cuda` (wkv7.cu, wkv7_chunked.cu) on NVIDIA GPUs, compiled at first use; `torch`
+(chunked, any device), `reference` (the loop). The best that works is chosen for a device and the reason is in
+describe(); WKV_BACKEND=name forces one, and then a failure is fatal.
 `python -m wkv_cuda` builds, tests against fp64 and reports: send its output with a bug report.
 """
 
@@ -16,9 +17,12 @@ import sys
 import torch
 
 from common.errors import UserError
-from wkv_cuda import cpp
-from wkv_cuda.build import BuildError, Library
+from wkv_cuda import cpp, gpu
+from wkv_cuda.build import BuildError
 from wkv_cuda.reference import wkv7_chunked, wkv7_loop
+
+COMPILED = {"cpp": cpp, "cuda": gpu}  # each has prepare(), supports(r), saved(r, save), forward() and backward()
+NATIVE = {"cpu": "cpp", "cuda": "cuda"}  # by type of device
 
 
 def wkv7(r, w, k, v, a, b, s0=None):
@@ -32,16 +36,17 @@ def wkv7(r, w, k, v, a, b, s0=None):
     Source: RWKV-7 (arXiv 2503.14456), section 4; RWKV-LM RWKV-v7.
     """
     B, T, H, N = check(r, w, k, v, a, b, s0)
-    if r.device.type == "cpu" and r.dtype in cpp.DTYPES and N <= cpp.MAX_N and T > 0 and backend() == "cpp":
+    name = backend(r.device.type)
+    if name in COMPILED and COMPILED[name].supports(r):
         grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (r, w, k, v, a, b, s0))
         if not grad and not torch.compiler.is_compiling():  # skip the dispatcher: it costs more than a decoding step
-            y, sT, _, _ = cpp.forward(r, w, k, v, a, b, s0, False)
+            y, sT, _, _ = COMPILED[name].forward(r, w, k, v, a, b, s0, False)
         else:
             y, sT, _, _ = torch.ops.future_seed.wkv7(r, w, k, v, a, b, s0, grad)
         return y, sT
     if s0 is None:
         s0 = r.new_zeros(B, H, N, N, dtype=torch.float64 if r.dtype == torch.float64 else torch.float32)
-    return (wkv7_loop if backend() == "reference" else wkv7_chunked)(r, w, k, v, a, b, s0)
+    return (wkv7_loop if name == "reference" else wkv7_chunked)(r, w, k, v, a, b, s0)
 
 
 def check(r, w, k, v, a, b, s0) -> tuple[int, int, int, int]:
@@ -68,45 +73,41 @@ def check(r, w, k, v, a, b, s0) -> tuple[int, int, int, int]:
 
 
 @functools.cache
-def _chosen() -> tuple[str, str, Library | None]:
-    """-> name, why, library. Made once a process, at the first call."""
-    forced = os.environ.get("WKV_BACKEND", "")
+def _chosen(device: str) -> tuple[str, str]:
+    """-> name, why. Made once a process and type of device, at the first call."""
+    forced, native = os.environ.get("WKV_BACKEND", ""), NATIVE.get(device)
     if forced in ("torch", "reference"):
-        return forced, "WKV_BACKEND says so", None
-    if forced == "cuda":
-        raise UserError(
-            "WKV_BACKEND=cuda: there is no CUDA kernel in this version, GPUs run the torch form (WKV_BACKEND=torch)"
-        )
-    if forced not in ("", "cpp"):
-        raise UserError(f"WKV_BACKEND={forced}: use reference, torch or cpp")
+        return forced, "WKV_BACKEND says so"
+    if forced not in ("", *COMPILED):
+        raise UserError(f"WKV_BACKEND={forced}: use reference, torch, cpp or cuda")
+    if forced and forced != native:
+        raise UserError(f"WKV_BACKEND={forced} can't run on this device ({device}): unset it, or use torch")
+    if native is None:
+        return "torch", f"there is nothing faster for {device}"
     try:
-        built = cpp.library()
-        return "cpp", built.compiler, built
+        return native, COMPILED[native].prepare()
     except BuildError as e:
         if forced:
-            raise UserError(f"WKV_BACKEND=cpp, but it can't be built:\n{e}") from e
+            raise UserError(f"WKV_BACKEND={forced}, but it can't be built:\n{e}") from e
         reason = str(e).splitlines()
         why = f"{reason[0]}{' ...' if len(reason) > 1 else ''}"
-        print(
-            f"wkv: torch form (about 10 times slower on a CPU than C++), because {why}; python -m wkv_cuda says more",
-            file=sys.stderr,
-        )
-        return "torch", why, None
+        print(f"wkv: torch form (5 or more times slower), because {why}; python -m wkv_cuda says more", file=sys.stderr)
+        return "torch", why
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into building a library
-def backend() -> str:
-    """Name of the backend for fp32 and bf16 operands on the CPU."""
-    return _chosen()[0]
+def backend(device: str = "cpu") -> str:
+    """Name of the backend for fp32 and bf16 operands on this type of device."""
+    return _chosen(device)[0]
 
 
-def describe() -> str:
-    name, why, _ = _chosen()
+# torch.compile asks once, and does not look into building a library. This is torch.compiler.assume_constant_result,
+# which would import all of torch._dynamo: more than a second at every start.
+backend._dynamo_marked_constant = True
+
+
+def describe(device: str = "cpu") -> str:
+    name, why = _chosen(device)
     return f"{name} ({why})"
-
-
-def library() -> Library | None:
-    return _chosen()[2]
 
 
 # ---- registration with torch: autograd, and shapes for torch.compile
@@ -117,29 +118,28 @@ def _forward(
     r: torch.Tensor, w: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
     s0: torch.Tensor | None, save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    return cpp.forward(r, w, k, v, a, b, s0, save)
+    return COMPILED[NATIVE[r.device.type]].forward(r, w, k, v, a, b, s0, save)
 
 
 @_forward.register_fake
 def _(r, w, k, v, a, b, s0, save):
     B, T, H, N = r.shape
-    shapes = ((B, H, N, N), *cpp.saved_shapes(B, T, H, N, save))
     y = torch.empty_like(r, memory_format=torch.contiguous_format)
-    return y, *(r.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return y, r.new_empty(B, H, N, N, dtype=torch.float32), *COMPILED[NATIVE[r.device.type]].saved(r, save)
 
 
 @torch.library.custom_op("future_seed::wkv7_backward", mutates_args=())
 def _backward(
     r: torch.Tensor, w: torch.Tensor, k: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
-    checkpoints: torch.Tensor, sa: torch.Tensor, dy: torch.Tensor, dsT: torch.Tensor | None,
+    kept: torch.Tensor, sa: torch.Tensor, dy: torch.Tensor, dsT: torch.Tensor | None,
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:  # fmt: skip
-    return cpp.backward(r, w, k, v, a, b, checkpoints, sa, dy, dsT)
+    return COMPILED[NATIVE[r.device.type]].backward(r, w, k, v, a, b, kept, sa, dy, dsT)
 
 
 @_backward.register_fake
-def _(r, w, k, v, a, b, checkpoints, sa, dy, dsT):
+def _(r, w, k, v, a, b, kept, sa, dy, dsT):
     B, T, H, N = r.shape
     like = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (r, w, k, v, a, b)]
     return *like, r.new_empty(B, H, N, N, dtype=torch.float32)
@@ -154,10 +154,10 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*operands, *output[2:])
 
 
-def _differentiate(ctx, dy, dsT, _checkpoints, _sa):
-    *operands, checkpoints, sa = ctx.saved_tensors
+def _differentiate(ctx, dy, dsT, _kept, _sa):
+    *operands, kept, sa = ctx.saved_tensors
     dy = torch.zeros_like(operands[0]) if dy is None else dy
-    *grads, ds0 = torch.ops.future_seed.wkv7_backward(*operands, checkpoints, sa, dy, dsT)
+    *grads, ds0 = torch.ops.future_seed.wkv7_backward(*operands, kept, sa, dy, dsT)
     return *grads, ds0 if ctx.has_s0 else None, None
 
 

@@ -8,6 +8,7 @@ import torch
 
 import wkv_cuda
 from common.errors import UserError
+from wkv_cuda import cpp
 from wkv_cuda.reference import wkv7_loop
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # relative to the largest value; bf16 operands carry 8 bits
@@ -57,7 +58,8 @@ def main() -> int:
     print(f"system    {platform.platform()}, python {platform.python_version()}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads")  # fmt: skip
     print(f"backend   {wkv_cuda.describe()}")
-    if library := wkv_cuda.library():
+    if wkv_cuda.backend() == "cpp":
+        library = cpp.library()
         print(f"compiler  {library.compiler}\nflags     {' '.join(library.flags)}\nlibrary   {library.path}")
     ok = True
     for shape in ((2, 70, 3, 64), (1, 1, 1, 64), (2, 33, 2, 20)):

@@ -33,9 +33,20 @@ def threads(steps: int) -> int:
     return min(torch.get_num_threads(), 1 + steps // 64)
 
 
-def saved_shapes(B, T, H, N, save=True):
-    """Of what forward keeps for backward, both fp32: checkpoints [key, value], and sa = S_{t-1} a_t."""
-    return (B, H, -(-T // CHUNK) * save, N, N), (B, H, T * save, N)
+def prepare() -> str:
+    """Have the operator ready -> what compiled it. Raises BuildError."""
+    return library().compiler
+
+
+def supports(r: torch.Tensor) -> bool:
+    return r.dtype in DTYPES and r.shape[-1] <= MAX_N and r.shape[1] > 0
+
+
+def saved(r: torch.Tensor, save: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for what forward keeps for backward, fp32: checkpoints [key, value], sa = S_{t-1} a_t; or none."""
+    B, T, H, N = r.shape
+    shapes = (B, H, -(-T // CHUNK) * save, N, N), (B, H, T * save, N)
+    return tuple(r.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 def forward(r, w, k, v, a, b, s0, save: bool, built: Library | None = None):
@@ -44,7 +55,7 @@ def forward(r, w, k, v, a, b, s0, save: bool, built: Library | None = None):
     operands = [t.contiguous() for t in (r, w, k, v, a, b)]
     s0 = None if s0 is None else s0.contiguous()
     y, sT = torch.empty_like(operands[0]), torch.empty(B, H, N, N, dtype=torch.float32)
-    checkpoints, sa = (torch.empty(shape, dtype=torch.float32) for shape in saved_shapes(B, T, H, N, save))
+    checkpoints, sa = saved(r, save)
     failed = (built or library()).dll.wkv7_forward(
         threads(B * H * T), DTYPES[r.dtype], B, T, H, N, pointers(operands), pointer(s0), pointer(y), pointer(sT),
         pointer(checkpoints) if save else 0, pointer(sa) if save else 0,

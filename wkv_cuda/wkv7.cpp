@@ -3,11 +3,11 @@
 //   S_t = S_{t-1} diag(d_t) + (S_{t-1} a_t) b_t^T + v_t k_t^T ,   y_t = S_t r_t ,   d_t = exp(-exp(w_t))
 //
 // Operands (B,T,H,N) contiguous, fp32 (dtype 0) or bf16 (dtype 1); states (B,H,N,N) fp32, [value][key].
-// One task is one (b,h); its state (16 KiB at N = 64) stays in the L1 cache. Threads share out the B*H tasks, and a task
-// is computed the same way by whichever thread takes it, so results do not depend on the number of threads.
+// One task is one (b,h); its state (16 KiB at N = 64) stays in the L1 cache. Threads share out the B*H tasks, and a
+// task is computed the same way by whichever thread takes it, so results do not depend on the number of threads.
 //
-// Forward keeps the state transposed, [key][value], with the values along the SIMD lanes: per step and key one pass does
-// S*d + sa*b + v*k, adds to y, and already adds to the next step's sa = S a. No sum ever runs across lanes.
+// Forward keeps the state transposed, [key][value], with the values along the SIMD lanes: per step and key one pass
+// does S*d + sa*b + v*k, adds to y, and already adds to the next step's sa = S a. No sum ever runs across lanes.
 // Backward needs S_{t-1} at every step. Dividing by the decay to walk back amplifies rounding, so states are replayed
 // from fp32 checkpoints, one every CHUNK steps. There the keys are along the lanes: five of the seven sums run over
 // values (plain accumulation), and the two that run over keys (dv, dsa) are collected and transposed 16 rows at a time.
