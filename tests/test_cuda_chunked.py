@@ -4,10 +4,6 @@ Tolerances: norm of a tensor's error relative to its norm. Rounding exact result
 chunked form with bf16 matrix products (autocast) has 2e-3 to 1.3e-2, these kernels had 2e-3 to 5.5e-3 when written.
 """
 
-import re
-import shutil
-import subprocess
-
 import pytest
 import torch
 
@@ -228,15 +224,6 @@ def test_segments_are_planned():
     assert chunked.plan(1, 64, 10**6, 132) == chunked.MAX_SEGMENTS
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
-def test_registers(tmp_path):
-    """At most 168, so that 3 blocks fit on a multiprocessor, none in local memory; shared memory as sm_120 has it."""
-    architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (90, 120)]
-    options = ["-std=c++17", "-DN=64", "-fatbin", "--threads=0", "-Xptxas=-v", "-o", str(tmp_path / "x")]
-    result = subprocess.run(["nvcc", *architectures, *options, chunked.SOURCE], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", result.stderr)]
-    assert len(registers) == 2 * 5
-    assert max(registers) <= 168
-    assert set(re.findall(r"(\d+) bytes (?:stack frame|spill)", result.stderr)) == {"0"}
-    assert max(chunked.shared_bytes(64).values()) <= 99 * 1024
+def test_shared_memory_fits_every_card():
+    """A block may have 99 KiB where there is least (sm_86, sm_120). Registers: tests/ptxas.py."""
+    assert max(n for N in chunked.HEAD_SIZES for n in chunked.shared_bytes(N).values()) <= 99 * 1024

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from wkv_cuda.sequential import aligned
+from wkv_cuda.cuda import aligned
 
 SOURCE = Path(__file__).with_name("wkv7_chunked.cu")
 CHUNK, STAGES, SCAN_ROWS = 32, 4, 32  # as in wkv7_chunked.cu

@@ -151,6 +151,13 @@ def pack(args, device: str):
     return (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values)), values
 
 
+def aligned(x: torch.Tensor | None) -> torch.Tensor | None:
+    """x, or a copy: contiguous, and at a multiple of 16 bytes as loads of 16 bytes need."""
+    if x is None or (x.is_contiguous() and x.data_ptr() % 16 == 0):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def sizes(n) -> tuple[int, int, int]:
     """A grid or block given as an int or a tuple of up to three, as three."""
     n = (n,) if isinstance(n, int) else tuple(n)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from wkv_cuda.cuda import aligned
+
 SOURCE = Path(__file__).with_name("wkv7.cu")
 SIZES = (16, 32, 64, 128)
 CHUNK, TILE = 16, 8  # steps between checkpoints; steps whose operands forward holds in shared memory
@@ -31,13 +33,6 @@ def shape(N: int) -> dict[str, int]:
 def defines(N: int, dtype: torch.dtype) -> dict[str, int]:
     """The -D options of the case: head size and type of the operands."""
     return shape(N) | {"BF16": int(dtype == torch.bfloat16)}
-
-
-def aligned(x: torch.Tensor | None) -> torch.Tensor | None:
-    """x, or a copy: contiguous, and at a multiple of 16 bytes as vector loads need."""
-    if x is None or (x.is_contiguous() and x.data_ptr() % 16 == 0):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
 
 
 def forward(launch, r, w, k, v, a, b, s0, save: bool):
