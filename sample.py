@@ -60,6 +60,8 @@ def load():
     else:
         weights = where if where.suffix == ".pth" else fetch(model)
     seed_file, record = weights.with_name("seed.pt"), None
+    if weights.with_name("start.pt").exists():
+        raise UserError(f"{weights} goes with a trained start state, a control that only train_sft.py evaluates")
     for folder in weights.resolve().parents[:4]:  # what train_sft.py wrote about this run, if it was one
         if (folder / "config.json").exists():
             found = run.read_json(folder / "config.json")

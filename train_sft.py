@@ -26,6 +26,7 @@ from common.download import fetch
 from common.errors import UserError
 from common.loss import head_loss
 from common.machine import faster_dtype
+from common.start_state import StartState
 from common.tokenizer import get_tokenizer
 from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig
 from wkv_cuda import describe
@@ -46,6 +47,9 @@ max_prompt_tokens = 4096  # a longer prompt is an error, or cut on the side that
 # Future-Seed (the equation is in model.py)
 future_seed = True  # False: plain RWKV-7
 compare = False  # train both arms from the same weights on the same batches and print the table
+controls = False  # a seeded arm is evaluated with no, another row's and a random seed too, at the end; compare does it
+start_state = False  # instead of a seed, train a start state that is the same for all prompts (state tuning): a control
+read_twice = False  # instead of a seed, read the prompt twice, at twice the cost: a control
 fs_layer_start = 1  # first layer (0-based) that starts from a seed
 fs_gate = "scalar"  # scalar: one alpha a layer | head: one a layer and head
 fs_alpha_init = -2.0  # sigmoid(-2) = 0.12
@@ -66,6 +70,7 @@ alpha_lr = 1e-3  # alpha of a scalar gate; 0 = fixed
 alpha_head_lr = 1e-3  # alpha of a head gate; 0 = fixed
 fs_w_lr = 1e-3  # u of the input gate; 0 = fixed
 fs_b_lr = 1e-3  # beta of the input gate; 0 = fixed
+start_lr = 1e-2  # of start_state
 weight_decay = 0.01  # of matrices
 betas = (0.9, 0.99)  # of AdamW
 grad_clip = 1.0  # bound of the gradient's norm; 0 = off
@@ -126,7 +131,8 @@ def build_optimizers(net, fs) -> dict[str, torch.optim.Optimizer]:
         group = dict(params=[p for p in matrices if id(p) in hidden], peak_lr=muon_lr)
         optimizers["muon"] = torch.optim.Muon([group], muon_lr, weight_decay)
     if fs is not None:
-        rates = {"alpha": alpha_head_lr if fs_gate == "head" else alpha_lr, "u": fs_w_lr, "beta": fs_b_lr}
+        alpha = alpha_head_lr if fs_gate == "head" else alpha_lr
+        rates = dict(alpha=alpha, u=fs_w_lr, beta=fs_b_lr, S=start_lr)
         for name, p in fs.named_parameters():
             p.requires_grad_(rates[name] > 0)
             groups.append(dict(params=[p], lr=rates[name], weight_decay=0.0))
@@ -150,7 +156,7 @@ def targets_of(e, eot: int) -> list[int]:
 
 def read_prompts(net, fs, rows):
     """The prompt segment of a batch -> hidden states (B, P, C), rows ending at P, and the state after it."""
-    prompts, lengths = left_pad([e.prompt for e in rows])
+    prompts, lengths = left_pad([e.prompt * (2 if read_twice else 1) for e in rows])
     return net(prompts.to(net.emb.weight.device), lengths=lengths, seed=fs)
 
 
@@ -223,10 +229,10 @@ def training_step(net, fs, optimizers, params, rows, eot, rank, world, scale) ->
 def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dict:
     """One arm, from its first step or where it was left, to its last -> metrics of the last evaluation."""
     net = build_model(tok, dev)
-    fs = build_seed(net, dev) if seeded else None
+    fs = build_seed(net, dev) if seeded else StartState(net.cfg).to(dev) if start_state else None
     optimizers, batches = build_optimizers(net, fs), Batches(job, bsz, seed, max_prompt_tokens)
     params = [p for o in optimizers.values() for g in o.param_groups for p in g["params"] if p.requires_grad]
-    parts = {"net": net, **optimizers, **({"fs": fs} if seeded else {})}
+    parts = {"net": net, **optimizers, **({"fs": fs} if fs else {})}
     at, log = dict(step=0, tokens=0, seconds=0.0, best=math.inf), run.Recorder(run_dir if rank == 0 else None)
     if resume and (found := restore_trainer(run_dir / "last" / "trainer.pt", parts)):
         at = found
@@ -236,8 +242,8 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
     def save(where="last"):
         if rank == 0:
             net.save(run_dir / where / "model.pth")
-            if seeded:
-                fs.save(run_dir / where / "seed.pt", tokenizer=tok.name)
+            if fs:
+                fs.save(run_dir / where / ("seed.pt" if seeded else "start.pt"), tokenizer=tok.name)
             if where == "last":
                 save_trainer(run_dir / where / "trainer.pt", parts, at)
 
@@ -270,12 +276,12 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
         at["seconds"] += time.perf_counter() - t0
         log.progress(at, loss, norm, lr * scale, time.perf_counter() - t0, max_steps, log_every)
     metrics["training_seconds"] = at["seconds"]
-    if seeded and compare:
-        metrics["controls"] = controls(net, fs, job, tok.eot_id, rank, world)
+    if seeded and (compare or controls):
+        metrics["controls"] = evaluate_controls(net, fs, job, tok.eot_id, rank, world)
     return metrics
 
 
-def controls(net, fs, job, eot, rank, world) -> dict:
+def evaluate_controls(net, fs, job, eot, rank, world) -> dict:
     """The trained seeded arm, evaluated with something else in the seed's place. What survives is not Future-Seed's."""
     out = {"no seed": evaluate(net, None, job, eot, rank, world)[0]}
     for fs.control, name in (("other row", "another row's seed"), ("random", "a random seed")):
@@ -290,9 +296,11 @@ def check(world: int):
             raise UserError(f"{key}={globals()[key]!r}: use one of {', '.join(known)}")
     if compare and time_budget:
         raise UserError("compare=True needs equal steps in both arms: use max_steps instead of time_budget")
-    if compare and (eval_bsz < 2 or n_val == 1):
-        raise UserError("compare=True swaps seeds between rows: eval_bsz and n_val must be at least 2")
-    if train_only == "seed" and (compare or not future_seed):
+    if (compare or controls) and (eval_bsz < 2 or n_val == 1):
+        raise UserError("compare and controls swap seeds between rows: eval_bsz and n_val must be at least 2")
+    if (start_state or read_twice) and (compare or future_seed):
+        raise UserError("start_state and read_twice stand in for a seed: set compare=False and future_seed=False")
+    if train_only == "seed" and (compare or not (future_seed or start_state)):
         raise UserError("train_only='seed' needs a seed in every arm: set compare=False and future_seed=True")
     if bsz < world:
         raise UserError(f"bsz={bsz} is less than one example for each of the {world} processes")
@@ -331,7 +339,8 @@ def main():
     if rank == 0:
         if compare:
             log.print(run.comparison(results["off"], results["on"], metric, job.levels))
-            run.write_json(run_dir / "compare.json", dict(metric=metric, name=name, **record, **results))
+        file, results = ("compare.json", results) if compare else ("result.json", {"result": results[""]})
+        run.write_json(run_dir / file, dict(metric=metric, name=name, **record, **results))
         run.plot_curves(run_dir / "curve.png", {arm or name: run_dir / arm for arm in arms}, metric, job.levels, name)
         log.print(f"wrote {run_dir}")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,54 @@ def test_train_only_the_seed_leaves_the_model_alone(tiny, script):
     assert gates[0] != gates[-1]
 
 
+def test_the_controls_that_stand_in_for_a_seed(tiny, script):
+    losses = {}
+    arms = {
+        "nothing": [],
+        "start": ["--start_state"],
+        "fixed": ["--start_state", "--start_lr=0"],
+        "twice": ["--read_twice"],
+        "only start": ["--start_state", "--train_only=seed", f"--model={tiny.parent}/trained.pth"],
+    }
+    for name, args in arms.items():
+        out = tiny.parent / name
+        error, _ = script(tiny, "--future_seed=False", f"--out_dir={out}", *args)
+        assert error is None
+        losses[name] = [r["loss"] for r in rows(only(out))]
+        assert (only(out) / "last" / "start.pt").exists() == ("start" in name or name == "fixed")
+        shutil.copy(only(out) / "last" / "model.pth", tiny.parent / "trained.pth")
+    assert losses["fixed"] == losses["nothing"]  # a start state of zero is none
+    assert losses["start"][0] == losses["nothing"][0]
+    assert losses["start"][2:] != losses["nothing"][2:]
+    assert losses["twice"][-1] != losses["nothing"][-1]
+    S = torch.load(only(tiny.parent / "only start") / "last" / "start.pt")["start_state"]
+    assert S.abs().amax((1, 2, 3)).min() > 0, "every layer's, the first included"
+    error, _ = script(f"--resume={only(tiny.parent / 'start')}", "--max_steps=8")
+    assert error is None
+    assert len(rows(only(tiny.parent / "start"))) == 8
+
+
+def test_a_single_arm_writes_its_result_with_controls(tiny, script):
+    error, _ = script(tiny, "--controls")
+    assert error is None
+    record = json.loads((only(tiny.parent / "out") / "result.json").read_text())
+    assert record["metric"] == "accuracy"
+    assert set(record["result"]["controls"]) == {"no seed", "another row's seed", "a random seed"}
+    assert 0 <= record["result"]["accuracy"] <= 1
+    assert record["config"]["controls"] is True
+    assert len(record["result"]["gate"]) == 1
+
+
+def test_dtype_auto_is_recorded_as_what_it_came_to(tiny, script):
+    error, out = script(tiny, "--dtype=auto", "--max_steps=1")
+    assert error is None
+    assert "times as fast" in out
+    assert json.loads((only(tiny.parent / "out") / "config.json").read_text())["config"]["dtype"] in (
+        "float32",
+        "bfloat16",
+    )
+
+
 def test_muon_bfloat16_head_and_input_gates_run(tiny, script):
     args = ("--optimizer=muon", "--dtype=bfloat16", "--fs_gate=head", "--fs_input_gate", "--checkpointing=True")
     error, _ = script(tiny, *args, "--max_steps=2")
@@ -206,6 +255,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("args", "words"),
         [
+            (["--start_state"], ["future_seed=False"]),
+            (["--read_twice", "--compare", "--future_seed=False"], ["compare=False"]),
+            (["--controls", "--n_val=1"], ["n_val must be at least 2"]),
             (["--n_stepz=3"], ["n_stepz"]),
             (["--optimizer=sgd"], ["optimizer", "adamw, muon"]),
             (["--task=punk"], ["punk", "punc"]),
