@@ -45,6 +45,7 @@ class Task:
         and, where it can be computed, "causal ceiling": the best that any reader without the seed can reach.
     max_new_tokens: bound on free decoding.
     truncate: which side of an over-long prompt may be cut, "left" or "right"; None = never, an error instead.
+    removed: what filters took out, {reason: rows}; `python -m tasks NAME` shows it.
     """
 
     train: Sequence[Example]
@@ -55,6 +56,7 @@ class Task:
     max_new_tokens: int
     truncate: str | None = None
     score_options: Callable[[list[Example], list[int]], dict[str, float]] | None = None
+    removed: dict[str, int] = field(default_factory=dict)
 
 
 def names() -> list[str]:
