@@ -197,9 +197,9 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     metrics = dict(loss=nll / count, token_accuracy=right / count, tokens_right=int(right), tokens=int(count))
     answers, chosen = (dict(pair for part in dist.gather(found) for pair in part) for found in (out, chosen))
     pairs = [(e, answers[i]) for i, e in enumerate(job.val)] if eval_decode else []
-    if pairs:
+    if pairs and rank == 0:  # whose metrics are recorded; scoring may mean to run programs
         metrics |= job.score(job.val, [got for _, got in pairs])
-    if job.score_options:
+    if job.score_options and rank == 0:
         metrics |= job.score_options(job.val, [chosen[i] for i in range(len(job.val))])
     return metrics, pairs
 
