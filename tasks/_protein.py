@@ -8,7 +8,7 @@ from collections import Counter
 
 from common.errors import UserError
 from tasks._common import content_id, rng
-from tasks._qa import read_table
+from tasks._text import read_table
 
 AMINO = "ACDEFGHIKLMNPQRSTVWYX"  # X: any other
 K = 10  # residues of a word that relatives share

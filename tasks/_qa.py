@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
-from pathlib import Path
 
 from common.errors import UserError
 from common.tokenizer import Tokenizer
 from tasks import Example, Task
 from tasks._common import Generated, content_id, rng
-from tasks._text import read_rows
+from tasks._text import local
 
 MARKS = str.maketrans("", "", string.punctuation)
 QUESTION = ("last", "first")  # where a prompt can have its question
@@ -55,28 +54,6 @@ def find_files(data: str, val_data: str, official: tuple[str, str]) -> tuple[str
     if not data:
         data, val_data = official[0], val_data or official[1]
     return local(data), local(val_data) if val_data else ""
-
-
-def local(name: str) -> str:
-    if Path(name).is_file():
-        return name
-    from common.download import fetch  # here, so that a task with files of its own needs no requests
-
-    return str(fetch(name))
-
-
-def read_table(path: str) -> list[tuple[int, dict]]:
-    """(number, row) of a .parquet file (as on Hugging Face) or of what read_rows reads."""
-    if not path.endswith(".parquet"):
-        return read_rows(path)
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError as e:
-        raise UserError(f"{path} is parquet: pip install pyarrow, or give the official JSON") from e
-    try:
-        return list(enumerate(parquet.read_table(path).to_pylist(), 1))
-    except (OSError, ArrowInvalid) as e:
-        raise UserError(f"{path} can't be read as parquet ({e}): check or download it again") from e
 
 
 def parse_rows(path: str, rows: Iterable[tuple[int, dict]], parse: Callable[[dict], object], form: str) -> list:

@@ -42,6 +42,29 @@ def read_rows(path: str) -> list[tuple[int, dict]]:
     return rows
 
 
+def local(name: str) -> str:
+    """The path of a file, or of what `python -m common.download` knows by this name or URL."""
+    if Path(name).is_file():
+        return name
+    from common.download import fetch  # here, so that a task with files of its own needs no requests
+
+    return str(fetch(name))
+
+
+def read_table(path: str) -> list[tuple[int, dict]]:
+    """(number, row) of a .parquet file (as on Hugging Face) or of what read_rows reads."""
+    if not path.endswith(".parquet"):
+        return read_rows(path)
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as e:
+        raise UserError(f"{path} is parquet: pip install pyarrow, or give the official JSON") from e
+    try:
+        return list(enumerate(parquet.read_table(path).to_pylist(), 1))
+    except (OSError, ArrowInvalid) as e:
+        raise UserError(f"{path} can't be read as parquet ({e}): check or download it again") from e
+
+
 def row_text(row: dict) -> str:
     """The field "text", else question and answer and what other fields of that kind there are."""
     fields = ("question", "answer", "instruction", "prompt", "output")

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from common.errors import UserError
 from tasks import Example, Task
 from tasks._common import Generated, content_id
-from tasks._qa import QUESTION, Row, choose, find_files, parse_rows, read_table
+from tasks._qa import QUESTION, Row, choose, find_files, parse_rows
+from tasks._text import read_table
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ file has twelve times as much, and the development set, split by content, enough
 
 from tasks import Task
 from tasks._common import content_id
-from tasks._qa import Question, Reading, find_files, normal, parse_rows, read_table
+from tasks._qa import Question, Reading, find_files, normal, parse_rows
+from tasks._text import read_table
 
 CLOSED = frozenset(("yes", "no", "noanswer"))
 

@@ -22,7 +22,7 @@ import numpy as np
 from common.errors import UserError
 from tasks import Example, Task, _protein
 from tasks._common import Generated, char_ids, content_id, rng
-from tasks._qa import local
+from tasks._text import local
 
 LONG = 24  # separation from which a contact counts as long range
 KNOWN = {

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from common.errors import UserError
 from tasks import Example, Task, _protein
 from tasks._common import Generated, char_ids, content_id, rng
-from tasks._qa import local
+from tasks._text import local
 
 STATES = {3: "HEC", 8: "HGIEBTSC"}
 COIL = str.maketrans(" -_~LP", "CCCCCC")  # other ways to write "neither"; P: polyproline, new in DSSP 4

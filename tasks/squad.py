@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from common.errors import UserError
 from tasks import Task
 from tasks._common import content_id, rng
-from tasks._qa import Question, Reading, find_files, parse_rows, read_table
-from tasks._text import read_text
+from tasks._qa import Question, Reading, find_files, parse_rows
+from tasks._text import read_table, read_text
 
 
 @dataclass(frozen=True)
