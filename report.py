@@ -1,87 +1,49 @@
-"""Tables out of records, and the check that README.md and LOG.md still say what the records say.
+"""Tables and figures out of records, and the check that the documents still say what the records say.
 
-    python report.py results/quickstart.jsonl                             # the table of a record
-    python report.py --collect results/quickstart.jsonl out/quickstart-*  # make such a file out of finished runs
-    python report.py --check README.md LOG.md                             # non-zero exit if a table has drifted
+    python report.py out/search_protein_ss/records.jsonl                  # a search and its confirmation
+    python report.py results/a.jsonl results/b.jsonl                      # a row each, Holm's correction over all
+    python report.py --plot=results/a.png results/a.jsonl                 # pairs, gates and curves, .png or .svg
+    python report.py --collect results/quickstart.jsonl out/quickstart-*  # one file out of compare=True runs
+    python report.py --check README.md LOG.md bench/README.md             # non-zero exit if a document has drifted
 
-A table in a document stands between `<!-- report results/x.jsonl -->` and `<!-- end -->`. A record is a file of
-compare.json lines, one a seed (configuration, versions, validation hash, last evaluation of both arms), the
-metrics.jsonl of a run, or what a script in bench/ wrote with --json.
+A table in a document stands between `<!-- report results/x.jsonl -->` (one record or several) and `<!-- end -->`, a
+number between `<!-- number results/x.jsonl pp -->` and `<!-- end -->`. A record is a file of compare.json lines (one a
+seed), what search.py wrote, the published figures, a run's metrics.jsonl, or what a script in bench/ wrote with --json.
+results/manifest.json, beside the first document, names every record and the documents that cite it.
 """
 
 import itertools
 import json
-import math
 import re
 import sys
 from pathlib import Path
 
 from bench import measuring
-from common import run
+from common import records, run
 from common.errors import UserError
+from common.tables import (
+    ENVIRONMENT,
+    Comparison,
+    agree,
+    compare_table,
+    comparison,
+    figure,
+    is_published,
+    is_search,
+    markdown,
+    published_table,
+    search_tables,
+    summary_table,
+)
 
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (any statistics handbook)
-T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-        2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
-        2.042]  # fmt: skip
-MUST_AGREE = ("val_hash", "base_sha256", "commit", "torch")  # besides the configuration, but for the seed
-
-
-def mean_sd(x: list[float]) -> tuple[float, float]:
-    mean = sum(x) / len(x)
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in x) / (len(x) - 1)) if len(x) > 1 else math.nan
-
-
-def read(path: str | Path) -> list[dict]:
-    """The records of a comparison; UserError unless they differ in nothing but the seed."""
-    try:
-        records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError as e:
-        raise UserError(f"record {path} does not exist") from e
-    if not records:
-        raise UserError(f"{path} holds no record")
-    free = ("seed", "out_dir", "resume")
-    common = [{k: v for k, v in r["config"].items() if k not in free} | {k: r[k] for k in MUST_AGREE} for r in records]
-    for other in common[1:]:
-        if different := [k for k in other if other[k] != common[0].get(k)]:
-            raise UserError(f"{path}: the runs differ in {different[0]}, they can't be in one table")
-    seeds = [r["config"]["seed"] for r in records]
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seed {max(seeds, key=seeds.count)} stands in it twice")
-    return records
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: distinct for colour-blind readers
+MARK = re.compile(r"<!-- (report|number) ([^>]+?) -->(.*?)<!-- end -->", flags=re.DOTALL)
 
 
-def markdown(head: list[str], rows: list[tuple]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-
-
-def comparison_table(path: str | Path) -> str:
-    """Off, on, paired difference with its 95 % t-interval, levels, controls (all of the task's metric), and cost."""
-    records = read(path)
-    metric, n, c = records[0]["metric"], len(records), records[0]["config"]
-    off, on = ([r[arm][metric] for r in records] for arm in ("off", "on"))
-    mean, sd = mean_sd([b - a for a, b in zip(off, on, strict=True)])
-    half = T975[n - 2] * sd / math.sqrt(n) if 1 < n <= len(T975) + 1 else math.nan
-    ups = sum(b > a for a, b in zip(off, on, strict=True))
-    rows = [
-        ("Future-Seed off", "{:.4f} ± {:.4f}".format(*mean_sd(off))),
-        ("**Future-Seed on**", "**{:.4f} ± {:.4f}**".format(*mean_sd(on))),
-        ("difference, paired", f"{mean:+.4f} ± {sd:.4f}"),
-        ("its 95 % t-interval; runs that went up", f"{mean - half:+.4f} to {mean + half:+.4f}; {ups} of {n}"),
-        *((f"level: {k}", f"{v:.4f}") for k, v in records[0]["levels"].items()),
-    ]
-    for control in records[0]["on"].get("controls", {}):
-        values = [r["on"]["controls"][control][metric] for r in records]
-        rows.append((f"control: the 'on' weights with {control}", "{:.4f} ± {:.4f}".format(*mean_sd(values))))
-    cost = [r["on"]["training_seconds"] / r["off"]["training_seconds"] for r in records]
-    rows.append(("training time, on / off", "{:.2f} ± {:.2f}".format(*mean_sd(cost))))
-    head = f"{metric}, {n} seeds, {c['max_steps']} steps, {c['n_val']} validation examples"
-    return markdown([head, "mean ± sd"], rows)
-
-
+# --- tables
 def run_table(path: str | Path) -> str:
     """What one run's metrics.jsonl says of its course and its cost."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    rows = records.read_lines(path)
     steps = [r for r in rows if r["kind"] == "train"]
     seconds = sorted(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(steps))
     evals = [r for r in rows if r["kind"] == "eval"]
@@ -102,48 +64,147 @@ def bench_table(path: str | Path) -> str:
     return "\n\n".join([*lines, *(markdown(head, rows) for head, rows in measuring.tables(record))])
 
 
-def table(path: str | Path) -> str:
-    """The markdown table of a record, by what the file holds."""
+def table(paths: list[str | Path]) -> str:
+    """The markdown of a record by what the file holds, or the summary of several comparisons."""
+    if len(paths) > 1:
+        return summary_table(paths)
+    (path,) = paths
+    if not Path(path).exists():
+        raise UserError(f"record {path} does not exist")
     if Path(path).suffix == ".json":
         return bench_table(path)
-    try:
-        kind = json.loads(Path(path).read_text(encoding="utf-8").split("\n", 1)[0]).get("kind")
-    except FileNotFoundError as e:
-        raise UserError(f"record {path} does not exist") from e
-    return run_table(path) if kind else comparison_table(path)
+    if is_search(path):
+        return search_tables(path)
+    if is_published(path):
+        return published_table(path)
+    return run_table(path) if "kind" in records.read_lines(path)[0] else compare_table(path)
 
 
+# --- figures
+def dots(axes, c: Comparison) -> None:
+    """A line from off to on for every seed; to the right, the mean difference and its interval on the same scale."""
+    for a, b in zip(c.off, c.on, strict=True):
+        axes.plot([0, 1], [a, b], color="grey", lw=0.8, zorder=1)
+    axes.scatter([0] * len(c.off), c.off, color=BLUE, zorder=2)
+    axes.scatter([1] * len(c.on), c.on, color=ORANGE, zorder=2)
+    e, base = c.effect, sum(c.off) / len(c.off)
+    if e.n > 1:
+        axes.errorbar([1.8], [base + e.mean], [[e.mean - e.low], [e.high - e.mean]], color="black", fmt="o", capsize=4)
+        axes.plot([0, 2.1], [base, base], color="grey", lw=0.8, ls=":")
+    axes.set_xticks([0, 1, 1.8], ["no seed", "Future-Seed", "mean\ndifference"])
+    axes.set(ylabel=c.metric, title=f"{c.name}: {c.word()}", xlim=(-0.3, 2.2))
+
+
+def gate_lines(axes, c: Comparison) -> None:
+    for gate in c.gates:
+        axes.plot(range(len(gate)), gate, color=ORANGE, marker="o", ms=3, lw=0.8)
+    axes.set(xlabel="layer", ylabel="effective gate at the end", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def curve_bands(axes, c: Comparison) -> None:
+    """The metric over steps: mean of the seeds, and from the least to the greatest of them."""
+    for curves, color, label in zip(c.curves, (BLUE, ORANGE), ("no seed", "Future-Seed"), strict=True):
+        steps, values = [s for s, _ in curves[0]], [[v for _, v in curve] for curve in curves]
+        columns = list(zip(*values, strict=True))
+        axes.plot(steps, [sum(v) / len(v) for v in columns], color=color, label=label)
+        axes.fill_between(steps, [min(v) for v in columns], [max(v) for v in columns], color=color, alpha=0.2, lw=0)
+    axes.set(xlabel="step", ylabel=f"validation {c.metric}")
+    axes.legend(frameon=False)
+
+
+def plot(target: str, paths: list[str]) -> None:
+    """One row of panels a comparison: its pairs, its gates by layer and, if the record has them, learning curves."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = [comparison(p) for p in paths if not is_published(p)]
+    fig, rows = plt.subplots(len(found), 3, figsize=(12, 3.4 * len(found)), layout="constrained", squeeze=False)
+    for (left, middle, right), c in zip(rows, found, strict=True):
+        dots(left, c)
+        for axes, draw, there in ((middle, gate_lines, c.gates), (right, curve_bands, c.curves[0])):
+            if there:
+                draw(axes, c)
+            else:
+                axes.set_axis_off()
+    with run.replacing(target) as tmp:
+        fig.savefig(tmp, dpi=120, format=Path(target).suffix[1:] or "png")
+    plt.close(fig)
+
+
+# --- records and documents
 def collect(target: str, run_dirs: list[str]) -> None:
     """Write each directory's compare.json as one line of `target`, in order of seed; nothing if they don't agree."""
-    records = sorted((run.read_json(Path(d) / "compare.json") for d in run_dirs), key=lambda r: r["config"]["seed"])
+    found = sorted((run.read_json(Path(d) / "compare.json") for d in run_dirs), key=lambda r: r["config"]["seed"])
+    agree(target, found, ENVIRONMENT)
     with run.replacing(target) as tmp:
-        tmp.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-        table(tmp)
+        tmp.write_text("".join(json.dumps(r) + "\n" for r in found), encoding="utf-8")
+
+
+def expected(kind: str, names: list[str], home: Path) -> str:
+    """What should stand between a pair of markers."""
+    if kind == "report":
+        return table([home / n for n in names])
+    if len(names) != 2:
+        raise UserError(f"the marker of a number names a record and a number, this one: {' '.join(names)}")
+    return figure(home / names[0], names[1])
+
+
+def manifest_errors(home: Path, cited: dict[str, set[Path]]) -> list[str]:
+    """Where results/manifest.json, the files in results/ and what the documents cite don't agree."""
+    if not (home / "results" / "manifest.json").exists():
+        return []
+    listed, errors = run.read_json(home / "results" / "manifest.json"), []
+    there = {p.name for s in ("*.json", "*.jsonl") for p in (home / "results").glob(s)} - {"manifest.json"}
+    errors += [f"results/{n} is in no list: add it to results/manifest.json, or delete it" for n in there - set(listed)]
+    errors += [f"results/manifest.json lists {n}, which does not exist" for n in set(listed) - there]
+    for name, entry in listed.items():
+        if not entry["cited"]:
+            errors.append(f"results/{name}: results/manifest.json names no document that cites it")
+        for document in cited:
+            said, does = document in entry["cited"], (home / "results" / name).resolve() in cited[document]
+            if said != does:
+                errors.append(f"results/{name}: the manifest says {'' if said else 'not '}cited by {document}, it is"
+                              f"{'' if does else ' not'}")  # fmt: skip
+    return sorted(errors)
 
 
 def check(documents: list[str]) -> int:
-    """Compare each marked table with its record -> number of those that differ."""
-    wrong = 0
+    """Regenerate every marked table and number -> how many differ, have no record, or are in no manifest."""
+    errors, cited, home = [], {}, Path(documents[0]).resolve().parent
     for document in documents:
-        text = Path(document).read_text(encoding="utf-8")
-        for path, body in re.findall(r"<!-- report (\S+) -->\n(.*?)\n<!-- end -->", text, flags=re.DOTALL):
-            if body.strip() != (expected := table(Path(document).parent / path)):
-                print(f"{document}: the table of {path} is not what its record says; it should be\n{expected}")
-                wrong += 1
-    return wrong
+        here = Path(document).resolve()
+        name = here.relative_to(home).as_posix() if here.is_relative_to(home) else document
+        cited[name] = set()
+        for kind, what, body in MARK.findall(here.read_text(encoding="utf-8")):
+            names = what.split()
+            cited[name] |= {(here.parent / n).resolve() for n in (names if kind == "report" else names[:1])}
+            try:
+                if body.strip() != (right := expected(kind, names, Path(document).parent)):
+                    errors.append(
+                        f"{document}: the {kind} of {what} is not what its record says; it should be\n{right}"
+                    )
+            except UserError as e:
+                errors.append(f"{document}: {e}")
+    errors += manifest_errors(home, cited)
+    print("\n".join(errors) or f"{sum(map(len, cited.values()))} citations of records: all as recorded")
+    return len(errors)
 
 
 def main():
     args = sys.argv[1:]
-    if args[:1] == ["--check"]:
+    if args[:1] == ["--check"] and len(args) > 1:
         sys.exit(1 if check(args[1:]) else 0)
     if args[:1] == ["--collect"] and len(args) > 2:
         return collect(args[1], args[2:])
+    if args and args[0].startswith("--plot=") and len(args) > 1:
+        return plot(args[0].partition("=")[2], args[1:])
     if not args or args[0].startswith("-"):
         print(__doc__.strip())
         sys.exit(0 if args in (["-h"], ["--help"]) else 1)
-    for path in args:
-        print(table(path))
+    print(table(args))
 
 
 if __name__ == "__main__":

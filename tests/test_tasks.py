@@ -31,7 +31,7 @@ def gold(rows):
 
 # --- all tasks
 def test_unknown_names_are_listed():
-    with pytest.raises(UserError, match="unknown task 'chess': choose one of arc, .*infill, .*retrieval"):
+    with pytest.raises(UserError, match=r"unknown task 'chess': choose one of arc, .*infill, .*retrieval"):
         tasks.build("chess", BYTES, 0, 10, 10)
     with pytest.raises(UserError, match="infill has no option 'digits': it knows kind, n_digits"):
         tasks.build("infill", BYTES, 0, 10, 10, digits=3)
