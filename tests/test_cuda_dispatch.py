@@ -83,5 +83,5 @@ def test_a_card_that_cannot_be_used(on_host, monkeypatch, capsys):
     assert "loading the driver: none ..." in capsys.readouterr().err
     wkv_cuda._chosen.cache_clear()
     monkeypatch.setenv("WKV_BACKEND", "cuda")
-    with pytest.raises(UserError, match="WKV_BACKEND=cuda, but it can't be built"):
+    with pytest.raises(UserError, match="WKV_BACKEND=cuda, but it can't be used"):
         wkv_cuda.backend()

@@ -88,7 +88,7 @@ def _chosen(device: str) -> tuple[str, str]:
         return native, COMPILED[native].prepare()
     except BuildError as e:
         if forced:
-            raise UserError(f"WKV_BACKEND={forced}, but it can't be built:\n{e}") from e
+            raise UserError(f"WKV_BACKEND={forced}, but it can't be used: {e}") from e
         reason = str(e).splitlines()
         why = f"{reason[0]}{' ...' if len(reason) > 1 else ''}"
         print(f"wkv: torch form (5 or more times slower), because {why}; python -m wkv_cuda says more", file=sys.stderr)

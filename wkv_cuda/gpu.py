@@ -57,6 +57,8 @@ def backward(r, w, k, v, a, b, kept, sa, dy, dsT):
 
 def prepare() -> str:
     """Compile both kernels and run each once; refuse what computes something else -> the card. Raises BuildError."""
+    if not torch.cuda.is_available():
+        raise BuildError("torch finds no CUDA device")
     self_check()
     major, minor = torch.cuda.get_device_capability()
     return f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
