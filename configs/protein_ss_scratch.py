@@ -8,7 +8,7 @@ Downloads FLIP's copy of NetSurfP-2.0 (2 MB) once, or takes your files. Windows 
 that its label goes into: a causal reader knows what stands before a residue, what stands behind it comes by the seed.
 The lag gives a causal reader the near part of that without any seed.
 
-CPU, 1 thread, 0.8 GiB: about 3 minutes of training an arm. While tuning (one seed, 300 steps, 256 windows): Q3 off
+CPU, 1 thread, 0.8 GiB: about 2 minutes of training an arm. While tuning (one seed, 300 steps, 256 windows): Q3 off
 0.556, on 0.590; always saying C 0.363, the most frequent label (H) 0.426. LOG.md has the runs that count.
 """
 

@@ -6,7 +6,7 @@ A causal reader fills a blank from the clues before it. The score is the share o
 a CPU reach stays below the level "legal digits" (0.92: with so few blanks one digit is nearly always left by the clues
 in a cell's own row, column and box). No validation board is a training board, also not with its digits renamed.
 
-CPU, 1 thread, 0.8 GiB: about 4 minutes of training an arm.
+CPU, 1 thread, 0.8 GiB: about 3 minutes of training an arm.
 """
 
 task = "sudoku"
