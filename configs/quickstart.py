@@ -6,7 +6,7 @@ The model reads `L=93572084|M=________|R=16640295` and has to fill M with R, whi
 can only guess (1 in 10); with Future-Seed, a layer starts from what the one below concluded about the whole line.
 
 CPU, 1 thread, 0.5 GiB: 50 seconds of training an arm, two minutes in all. Expected over 5 seeds (mean and sd, LOG.md):
-accuracy off 0.109 +- 0.006, the ceiling of a causal reader being 0.1; on 0.990 +- 0.013; with another row's seed or a
+accuracy off 0.108 +- 0.005, the ceiling of a causal reader being 0.1; on 0.986 +- 0.022; with another row's seed or a
 random one 0.10.
 """
 
