@@ -11,6 +11,7 @@ Every tokenizer has name, vocab_size (rows it needs), eot_id, mask_id (or None),
 import ast
 import base64
 import codecs
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from common.errors import UserError
@@ -18,17 +19,17 @@ from common.errors import UserError
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     name: str
     vocab_size: int
     eot_id: int
     mask_id: int | None
 
-    def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+    @abstractmethod
+    def encode(self, text: str) -> list[int]: ...
 
-    def decode_bytes(self, ids: list[int]) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def decode_bytes(self, ids: list[int]) -> bytes: ...
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; bytes that are not UTF-8 (a character cut in the middle, say) become U+FFFD."""

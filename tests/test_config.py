@@ -242,3 +242,18 @@ def test_every_config_fits_the_training_script_and_says_how_to_run_it(path):
     assert not [n for n in source.body[1:] if not isinstance(n, ast.Assign)], "a config is a list of assignments"
     assert {n.targets[0].id for n in source.body if isinstance(n, ast.Assign)} <= keys
     assert f"python train_sft.py configs/{path.name}" in ast.get_docstring(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "control", "item"),
+    [
+        ("arc_optionsfirst", "arc_qfirst", "question"),
+        ("hotpot_qafter_4096", "hotpot_qfirst", "question"),
+        ("squad_qafter", "squad_qfirst", "question"),
+        ("mbpp_qafter", "mbpp_qfirst", "order"),
+    ],
+)
+def test_a_control_differs_from_what_it_controls_in_one_thing(name, control, item):
+    a, b = (config._read(str(ROOT / "configs" / f"{n}.py")) for n in (name, control))
+    assert a["task_args"].pop(item, None) != b["task_args"].pop(item, None)
+    assert a == b
