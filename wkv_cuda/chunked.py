@@ -17,7 +17,7 @@ import torch
 from wkv_cuda.cuda import aligned
 
 SOURCE = Path(__file__).with_name("wkv7_chunked.cu")
-CHUNK, STAGES, SCAN_ROWS = 32, 4, 32  # as in wkv7_chunked.cu
+CHUNK, STAGES, SCAN_ROWS = 32, 4, 32  # as in chunk.cuh and scan.cuh
 HEAD_SIZES = (32, 64)
 MAX_SEGMENTS = 16
 
