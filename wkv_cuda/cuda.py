@@ -43,6 +43,10 @@ def nvrtc() -> ctypes.CDLL:
     complaints = ["finding NVRTC: not in PyTorch's wheels, nor below CUDA_HOME"]
     for path in nvrtc_files():
         try:
+            # NVRTC opens its built-ins by name, and need not look where they lie
+            for part in path.parent.glob("*nvrtc-builtins*"):
+                if ".alt." not in part.name:
+                    ctypes.CDLL(str(part))
             lib = ctypes.CDLL(str(path))
             lib.nvrtcGetErrorString.restype = ctypes.c_char_p
             return lib
