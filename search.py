@@ -83,15 +83,8 @@ ALL_CONTROLS = ["gate forced to zero", *CONTROLS, "instruction first"]
 PROBE_FROM = 8
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "MemoryError")  # Python, torch, CUDA
 ZERO = dict(fs_seed_scale=0.0, alpha_lr=0.0, alpha_head_lr=0.0, fs_w_lr=0.0, fs_b_lr=0.0)  # and nothing moves it
-FREE = (
-    "out_dir",
-    "time_limit",
-    "engine",
-    "cpus_per_run",
-    "gpus_per_run",
-    "retry",
-    "keep_weights",
-)  # may change half way
+# may change half way
+FREE = ("out_dir", "time_limit", "engine", "cpus_per_run", "gpus_per_run", "retry", "keep_weights")
 
 
 # --- progress

@@ -11,14 +11,7 @@ from pathlib import Path
 from common.errors import UserError
 
 SEED_KEYS = ("fs_", "alpha_", "start_")  # beginnings of the configuration keys that belong to the seed, ...
-ARM_KEYS = (
-    "future_seed",
-    "controls",
-    "read_twice",
-    "seed",
-    "out_dir",
-    "resume",
-)  # ... others that differ
+ARM_KEYS = ("future_seed", "controls", "read_twice", "seed", "out_dir", "resume")  # ... and others that may differ
 MUST_AGREE = ("steps", "tokens", "bsz", "seed", "val_hash", "base_sha256", "code", "torch")
 SAME_GATE = 0.1  # effective gates this close, relatively, in every layer: the same candidate
 # what only sets how strong the gate is

@@ -33,7 +33,8 @@ if resumed:
     config = json.loads((home / "config.json").read_text())
 else:
     values = {k: v if k == "out_dir" else ast.literal_eval(v) for k, v in flags.items() if "." not in k}
-    config = dict(task="stand-in", data_seed=1, fs_layer_start=1, fs_alpha_init=0.0, fs_seed_scale=1.0, n_val=9) | values
+    config = dict(task="stand-in", data_seed=1, fs_layer_start=1, fs_alpha_init=0.0, fs_seed_scale=1.0, n_val=9)
+    config |= values
     config["task_args"] = {k.split(".")[1]: v for k, v in flags.items() if "." in k}
     (home / "config.json").write_text(json.dumps(config))
 with open(os.environ["STUB_LOG"], "a") as f:
