@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import tasks
-from common import config, dist, run
+from common import config, dist, optim, run
 from common.batches import Batches, fingerprint, fit, left_pad
 from common.checkpoint import restore_trainer, save_trainer
 from common.decoding import decode, likeliest
@@ -61,6 +61,7 @@ fs_m_max = 1.0
 fs_norm = True  # divide the state by its RMS
 fs_detach = False  # no gradient into the layer below through the seed
 fs_clip = 0.0  # elementwise bound of the seed; 0 = off
+fs_form = "start"  # start | attractor: every step also decays towards the seed, at twice the operator's cost
 # optimisation
 train_only = "all"  # all | seed: nothing but the gate
 optimizer = "adamw"  # adamw | muon: Muon for the matrices of the blocks, AdamW for the rest
@@ -79,7 +80,7 @@ micro_bsz = 0  # examples a forward pass; 0 = all of a process's share
 max_steps = 1000  # 0 = evaluate only
 time_budget = 0.0  # stop after so many seconds of training; 0 = off
 warmup = 20  # steps
-lr_schedule = "cosine"  # cosine (to a tenth) | constant
+lr_schedule = "cosine"  # cosine | warmdown, linear over the last 30 % (both to a tenth) | constant
 # evaluation and output
 eval_every = 250  # steps; the last step is always evaluated, and that evaluation is the reported one
 eval_bsz = 32
@@ -97,7 +98,7 @@ checkpointing = False  # recompute activations in the backward pass: less memory
 seed = 0  # of the initial weights and the order of the batches
 data_seed = 1234  # of the examples, so that the validation set stays when `seed` changes
 
-CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=["cosine", "constant"], train_only=["all", "seed"],
+CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=[*optim.SCHEDULES], train_only=["all", "seed"],
                dtype=["float32", "bfloat16", "auto"], device=["auto", "cpu", "cuda"])  # fmt: skip
 
 
@@ -118,34 +119,11 @@ def build_seed(net, dev) -> FutureSeed:
     return FutureSeed(SeedConfig(**options), net.cfg).to(dev)
 
 
-def build_optimizers(net, fs) -> dict[str, torch.optim.Optimizer]:
-    """AdamW with the official groups (Muon for the blocks' matrices if asked), and a group for each kind of gate."""
-    groups, optimizers = net.param_groups(lr, weight_decay), {}
-    if train_only == "seed":
-        net.requires_grad_(False)
-        groups = []
-    elif optimizer == "muon":
-        hidden = {id(p) for p in net.blocks.parameters()}
-        matrices = groups[0]["params"]
-        groups[0]["params"] = [p for p in matrices if id(p) not in hidden]
-        group = dict(params=[p for p in matrices if id(p) in hidden], peak_lr=muon_lr)
-        optimizers["muon"] = torch.optim.Muon([group], muon_lr, weight_decay)
-    if fs is not None:
-        alpha = alpha_head_lr if fs_gate == "head" else alpha_lr
-        rates = dict(alpha=alpha, u=fs_w_lr, beta=fs_b_lr, S=start_lr)
-        for name, p in fs.named_parameters():
-            p.requires_grad_(rates[name] > 0)
-            groups.append(dict(params=[p], lr=rates[name], weight_decay=0.0))
-    for group in groups:
-        group["peak_lr"] = group["lr"]
-    optimizers["adamw"] = torch.optim.AdamW(groups, betas=betas, fused=True)
-    return optimizers
-
-
-def lr_scale(step: int) -> float:
-    p = min(1.0, max(0, step - warmup) / max(1, max_steps - warmup))
-    cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2 if lr_schedule == "cosine" else 1.0
-    return min(1.0, (step + 1) / max(1, warmup)) * cosine
+def optimizers_for(net, fs) -> dict[str, torch.optim.Optimizer]:
+    alpha = alpha_head_lr if fs_gate == "head" else alpha_lr
+    rates = dict(alpha=alpha, u=fs_w_lr, beta=fs_b_lr, S=start_lr)
+    rate, of_muon = None if train_only == "seed" else lr, muon_lr if optimizer == "muon" else None
+    return optim.build_optimizers(net, fs, rate, weight_decay, betas, rates, of_muon)
 
 
 # --- loss
@@ -218,11 +196,7 @@ def training_step(net, fs, optimizers, params, rows, eot, rank, world, scale) ->
     (loss,) = dist.sum_numbers([loss], params[0].device)
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
     if math.isfinite(loss) and math.isfinite(norm):
-        for o in optimizers.values():
-            for group in o.param_groups:
-                group["lr"] = group["peak_lr"] * scale
-            o.step()
-            o.zero_grad()
+        optim.update(optimizers, scale)
     return loss, norm
 
 
@@ -230,8 +204,8 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
     """One arm, from its first step or where it was left, to its last -> metrics of the last evaluation."""
     net = build_model(tok, dev)
     fs = build_seed(net, dev) if seeded else StartState(net.cfg).to(dev) if start_state else None
-    optimizers, batches = build_optimizers(net, fs), Batches(job, bsz, seed, max_prompt_tokens)
-    params = [p for o in optimizers.values() for g in o.param_groups for p in g["params"] if p.requires_grad]
+    optimizers, batches = optimizers_for(net, fs), Batches(job, bsz, seed, max_prompt_tokens)
+    params = optim.trained(optimizers)
     parts = {"net": net, **optimizers, **({"fs": fs} if fs else {})}
     at, log = dict(step=0, tokens=0, seconds=0.0, best=math.inf), run.Recorder(run_dir if rank == 0 else None)
     if resume and (found := restore_trainer(run_dir / "last" / "trainer.pt", parts)):
@@ -266,7 +240,8 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
             save()
         if final:
             break
-        t0, rows, scale = time.perf_counter(), batches[at["step"]], lr_scale(at["step"])
+        t0, rows = time.perf_counter(), batches[at["step"]]
+        scale = optim.lr_scale(at["step"], max_steps, warmup, lr_schedule)
         loss, norm = training_step(net, fs, optimizers, params, rows, tok.eot_id, rank, world, scale)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             last = f"the last good weights are in {run_dir}/last, lower lr={lr} or raise warmup={warmup}"
