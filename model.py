@@ -31,8 +31,8 @@ from common.batches import padding
 from common.checkpoint import check_shapes, infer_sizes, read_tensors
 from common.errors import UserError
 from common.files import replacing
-from wkv_cuda import glue, wkv7
-from wkv_cuda.glue import fused
+from wkv_cuda import glue
+from wkv_cuda.attractor import Attracted, wkv7_from
 
 
 @dataclass
@@ -82,14 +82,14 @@ class LayerNorm(nn.LayerNorm):
 
 
 # Between the matrix products. On a CPU the class named by @fused computes what the function says, in one pass.
-@fused(glue.Mix)
+@glue.fused(glue.Mix)
 def mix(x, x_prev, *coefs):
     """Token shift: x (B, T, C) and the token before it, x_prev (B, C) before the first, blended, once for each coef."""
     dx = torch.cat([x_prev[:, None], x[:, :-1]], dim=1) - x
     return tuple(x + dx * c.to(x.dtype) for c in coefs)
 
 
-@fused(glue.Operands)
+@glue.fused(glue.Operands)
 def operands(k, v, w, a, v_low, v_first, w0, a0, v0, k_k, k_a, H, pad):
     """Key, value and the outputs of the low-rank pairs, all (B, T, C) -> the recurrence's w k v a b (B, T, C)."""
     w = (-F.softplus(-(wide(w0) + w)) - 0.5).to(k.dtype)  # decay >= exp(-exp(-0.5)) = 0.545
@@ -104,7 +104,7 @@ def operands(k, v, w, a, v_low, v_first, w0, a0, v0, k_k, k_a, H, pad):
     return w, k, v, a, b
 
 
-@fused(glue.Readout)
+@glue.fused(glue.Readout)
 def readout(y, r, k, v, g, r_k, weight, bias, eps):
     """y = S r (B, T, C), normalised head by head, and the token's own <r, k> v, gated by g."""
     (H, N), heads = r_k.shape, lambda t: t.unflatten(-1, r_k.shape)
@@ -113,7 +113,7 @@ def readout(y, r, k, v, g, r_k, weight, bias, eps):
     return (normed + bonus.flatten(-2)).to(g.dtype) * g
 
 
-relu_squared = fused(glue.ReluSquared)(lambda x: F.relu(x).square())
+relu_squared = glue.fused(glue.ReluSquared)(lambda x: F.relu(x).square())
 
 
 class TimeMix(nn.Module):
@@ -150,7 +150,7 @@ class TimeMix(nn.Module):
         v_low, v0 = (None, None) if self.first else (self.low_rank("v", xv), self.v0)
         v_first = v if self.first else v_first
         w, k, v, a, b = operands(k, v, w, a, v_low, v_first, self.w0, self.a0, v0, self.k_k, self.k_a, H, pad)
-        y, S = wkv7(heads(r), heads(w), heads(k), heads(v), heads(a), heads(b), S)
+        y, S = wkv7_from(heads(r), heads(w), heads(k), heads(v), heads(a), heads(b), S)
         return self.output(readout(y.flatten(-2), r, k, v, g, self.r_k, ln.weight, ln.bias, ln.eps)), S, v_first
 
 
@@ -200,6 +200,7 @@ class SeedConfig:
     norm: bool = True  # divide by the RMS of each head's N x N matrix
     detach: bool = False  # stop the gradient at S_P(l-1)
     clip: float = 0.0  # elementwise bound after the gate; 0 = off
+    form: str = "start"  # start | attractor: S_0 is the seed without its gate, and what S decays towards is the seed
 
 
 class FutureSeed(nn.Module):
@@ -214,9 +215,9 @@ class FutureSeed(nn.Module):
         L, C, H = model_cfg.n_layer, model_cfg.n_embd, model_cfg.n_embd // model_cfg.head_size
         if not 1 <= cfg.layer_start < L:
             raise UserError(f"layer_start {cfg.layer_start} seeds no layer of a {L}-layer model: use 1 to {L - 1}")
-        for name, known in (("gate", ("scalar", "head")), ("schedule", ("none", "linear", "cos"))):
-            if getattr(cfg, name) not in known:
-                raise UserError(f"seed {name} {getattr(cfg, name)!r} is unknown: use one of {', '.join(known)}")
+        for name, known in (("gate", "scalar head"), ("schedule", "none linear cos"), ("form", "start attractor")):
+            if getattr(cfg, name) not in known.split():
+                raise UserError(f"seed {name} {getattr(cfg, name)!r} is unknown: use {known.replace(' ', ' or ')}")
         self.cfg, self.n_layer, self.control = cfg, L, "none"
         n = L - cfg.layer_start
         self.alpha = nn.Parameter(torch.full((n, H if cfg.gate == "head" else 1), float(cfg.alpha_init)))
@@ -241,7 +242,7 @@ class FutureSeed(nn.Module):
         return self.cfg.seed_scale * self.depth_scale(l) * torch.sigmoid(logit)
 
     def forward(self, l: int, S, x_last):
-        """S_P of the layer below (B, H, N, N) fp32, residual stream at the prompt's end (B, C) -> S_0 of layer l."""
+        """S_P of the layer below (B, H, N, N) fp32, residual stream at the prompt's end (B, C) -> start of layer l."""
         cfg = self.cfg
         if self.control == "other row":
             if len(S) < 2:
@@ -250,12 +251,11 @@ class FutureSeed(nn.Module):
         elif self.control == "random":
             noise = torch.randn_like(S)
             S = noise * (S.norm(dim=(-2, -1), keepdim=True) / noise.norm(dim=(-2, -1), keepdim=True))
-        if cfg.detach:
-            S = S.detach()
+        S = S.detach() if cfg.detach else S
         if cfg.norm:
             S = S * torch.rsqrt(S.square().mean(dim=(-2, -1), keepdim=True) + 1e-6**2)  # smooth at S = 0
-        S = self.gate(l, x_last)[..., None, None] * S
-        return S.clamp(-cfg.clip, cfg.clip) if cfg.clip > 0 else S
+        seed = (self.gate(l, x_last)[..., None, None] * S).clamp(-(cfg.clip or math.inf), cfg.clip or math.inf)
+        return seed if cfg.form == "start" else Attracted(cfg.seed_scale * S, seed)
 
     def save(self, path, **extra) -> None:
         """Write seed.pt: the gate's configuration and parameters, and whatever plain values come with them."""

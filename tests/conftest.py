@@ -51,6 +51,7 @@ def random_model(n_layer=3, n_embd=128, vocab_size=50, head_size=64, seed=0, **s
     """A model none of whose parameters is at a special value, so that every term of the equations counts."""
     from model import RWKV7, RWKVConfig
 
+    torch.manual_seed(seed)
     net = RWKV7(RWKVConfig(n_layer, n_embd, vocab_size, head_size, **sizes)).init_weights()
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -99,9 +99,9 @@ def test_ragged_rows_are_seeded_at_their_own_prompt_end(net):
         h, state = net(batch, lengths=lengths, seed=fs)
         for i, row in enumerate(rows):
             h1, state1 = net(torch.tensor([row]), seed=fs)
-            torch.testing.assert_close(h[i, -len(row) :], h1[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(h[i, -len(row) :], h1[0], rtol=5e-5, atol=5e-5)
             for got, want in zip(state, state1, strict=True):
-                torch.testing.assert_close(got.S[i], want.S[0], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(got.S[i], want.S[0], rtol=5e-5, atol=5e-5)
 
 
 def test_the_end_of_the_prompt_reaches_its_beginning_only_through_the_seed(net):
@@ -192,9 +192,9 @@ def test_bad_configurations(net):
     for start in (0, L, L + 3):
         with pytest.raises(UserError, match="seeds no layer"):
             FutureSeed(SeedConfig(layer_start=start), net.cfg)
-    with pytest.raises(UserError, match="scalar, head"):
+    with pytest.raises(UserError, match="use scalar or head"):
         FutureSeed(SeedConfig(gate="heads"), net.cfg)
-    with pytest.raises(UserError, match="none, linear, cos"):
+    with pytest.raises(UserError, match="use none or linear or cos"):
         FutureSeed(SeedConfig(schedule="cosine"), net.cfg)
 
 
