@@ -35,10 +35,11 @@ def flags(values: dict) -> list[str]:
 def command(spec: dict, folder: Path) -> list[str]:
     """A fresh run, or the same again from where a killed one was saved."""
     saved = sorted(folder.glob("*/last/trainer.pt"), key=lambda p: p.stat().st_mtime)
-    what = [f"--resume={saved[-1].parents[1]}"] if saved else [spec["task_config"], f"--out_dir={spec['folder']}"]
+    what = [spec["task_config"], f"--out_dir={spec['folder']}", *flags(spec["settings"])]
+    if saved:
+        what = [f"--resume={spec['folder']}/{saved[-1].parents[1].name}"]
     torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={spec['processes']}", "--standalone"]
-    settings = [] if saved else flags(spec["settings"])
-    return [sys.executable, *(torchrun if spec["processes"] > 1 else []), "train_sft.py", *what, *settings]
+    return [sys.executable, *(torchrun if spec["processes"] > 1 else []), "train_sft.py", *what]
 
 
 @contextlib.contextmanager
