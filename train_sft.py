@@ -168,15 +168,18 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
         loss, hits, tokens = answer_loss(net, h, state, rows, eot)
         nll, right, count = nll + loss.item(), right + hits.item(), count + tokens
         if eval_decode:
-            out += zip(batch.tolist(), decode(net, h, state, rows, eot, job.max_new_tokens), strict=True)
+            got = decode(net, h, state, rows, eot, job.max_new_tokens, job.contrast)
+            out += zip(batch.tolist(), got, strict=True)
         if job.score_options:
             chosen += zip(batch.tolist(), likeliest(net, h, state, rows), strict=True)
     nll, right, count = dist.sum_numbers([nll, right, count], net.emb.weight.device)
     metrics = dict(loss=nll / count, token_accuracy=right / count, tokens_right=int(right), tokens=int(count))
     answers, chosen = (dict(pair for part in dist.gather(found) for pair in part) for found in (out, chosen))
-    pairs = [(e, answers[i]) for i, e in enumerate(job.val)] if eval_decode else []
+    pairs = [(e, answers[i][0]) for i, e in enumerate(job.val)] if eval_decode else []
     if pairs and rank == 0:  # whose metrics are recorded; scoring may mean to run programs
         metrics |= job.score(job.val, [got for _, got in pairs])
+    if pairs and job.score_odds and rank == 0:
+        metrics |= job.score_odds(job.val, [answers[i][1] for i in range(len(job.val))])
     if job.score_options and rank == 0:
         metrics |= job.score_options(job.val, [chosen[i] for i in range(len(job.val))])
     return metrics, pairs

@@ -5,23 +5,29 @@ import torch
 from model import LayerState
 
 
-def decode(net, h, state, rows, eot: int, max_new: int) -> list[list[int]]:
-    """Greedy: answers up to end-of-text or max_new tokens, or the best token at each blank.
+def decode(net, h, state, rows, eot: int, max_new: int, contrast=(0, 0)) -> list[tuple[list[int], list[float]]]:
+    """Greedy: answers up to end-of-text or max_new tokens, or the best token at each blank; and at each of their
+    tokens the log-odds of the two tokens of `contrast`, log p(first) - log p(second).
 
     h: hidden states (B, P, C) of prompts that end at P; state: after them; rows: their Examples, all of one kind.
     """
+    odds = lambda logits: (logits[:, contrast[0]].float() - logits[:, contrast[1]].float()).tolist()
     if rows[0].blanks:
         blanks = [[h.shape[1] - len(e.prompt) + p for p in e.blanks] for e in rows]
-        return [net.head(h[i, at]).argmax(-1).tolist() for i, at in enumerate(blanks)]
-    token, out, unfinished = net.head(h[:, -1]).argmax(-1), [[] for _ in rows], set(range(len(rows)))
+        at_blanks = (net.head(h[i, at]) for i, at in enumerate(blanks))
+        return [(logits.argmax(-1).tolist(), odds(logits)) for logits in at_blanks]
+    logits, out, unfinished = net.head(h[:, -1]), [([], []) for _ in rows], set(range(len(rows)))
     for _ in range(max_new):
-        for i, t in enumerate(token.tolist()):
-            if i in unfinished:
-                unfinished.discard(i) if t == eot else out[i].append(t)
+        token = logits.argmax(-1)
+        for i, (t, x) in enumerate(zip(token.tolist(), odds(logits), strict=True)):
+            if t == eot:
+                unfinished.discard(i)
+            elif i in unfinished:
+                out[i][0].append(t)
+                out[i][1].append(x)
         if not unfinished:
             break
         logits, state = net.step(token, state)
-        token = logits.argmax(-1)
     return out
 
 

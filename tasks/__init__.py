@@ -40,7 +40,9 @@ class Task:
     train, val: examples; `train` may generate its rows lazily (any object with len() and [i]). Disjoint by content.
     score: (examples, predicted ids per example, without end-of-text) -> {metric name: value}, over the whole set.
     score_options: the same from (examples, per example the index of its likeliest option); for examples with options.
-    metric: the key of a result of one of the two that a report quotes; higher is better.
+    score_odds: the same from (examples, per example and decoded token the log-odds of the two tokens of `contrast`,
+        log p(first) - log p(second)); for answers of yes and no, whose ranking counts.
+    metric: the key of a result of one of the three that a report quotes; higher is better.
     levels: {name of a level: value of `metric`} to print beside the score, e.g. {"chance": .1, "majority": .3}
         and, where it can be computed, "causal ceiling": the best that any reader without the seed can reach.
     max_new_tokens: bound on free decoding.
@@ -56,6 +58,8 @@ class Task:
     max_new_tokens: int
     truncate: str | None = None
     score_options: Callable[[list[Example], list[int]], dict[str, float]] | None = None
+    contrast: tuple[int, int] = (0, 0)
+    score_odds: Callable[[list[Example], list[list[float]]], dict[str, float]] | None = None
     removed: dict[str, int] = field(default_factory=dict)
 
 

@@ -90,20 +90,32 @@ def some(rows, n: int = 500) -> list:
     return [rows[i] for i in range(0, len(rows), -(-len(rows) // n) or 1)]
 
 
+def count(n: int, what: str) -> str:
+    return f"{n} {what}" + "s" * (n != 1)
+
+
 def line(title: str, text: str) -> None:
     print(f"{title:18}{text}")
 
 
 def numbers(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+    return " | ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+
+
+def given(e: tasks.Example, answer: list[int]) -> list[int]:
+    """`answer` as what a model says of e: it fills exactly the blanks there are."""
+    return [answer[i % len(answer)] for i in range(len(e.blanks))] if e.blanks else answer
 
 
 def scores(task: tasks.Task, shift: int) -> str:
     """What the gold answers get when every row is given those of the row `shift` places on."""
     rolled = task.val[shift:] + task.val[:shift]
-    metrics = task.score(task.val, [e.answer for e in rolled])
+    metrics = task.score(task.val, [given(e, other.answer) for e, other in zip(task.val, rolled, strict=True)])
     if task.score_options:
         metrics |= task.score_options(task.val, [e.options.index(e.answer) for e in rolled])
+    if task.score_odds:
+        odds = [[2.0 * (token == task.contrast[0]) - 1 for token in e.answer] for e in rolled]
+        metrics |= task.score_odds(task.val, odds)
     return numbers({task.metric: metrics[task.metric], **metrics})
 
 
@@ -121,8 +133,9 @@ def show(tok, e: tasks.Example, chars: int) -> None:
     if 0 < chars < len(text):
         half = chars // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters ...]\n{text[-half:]}"
-    where = f", {len(e.blanks)} blanks shown as _" if e.blanks else ""
-    print(f"\n--- {e.id}: {len(e.prompt)} tokens{where}\n{text}\n=> {tok.decode(e.answer)!r}, {len(e.answer)} tokens")
+    where = f", {count(len(e.blanks), 'blank')} shown as _" if e.blanks else ""
+    print(f"\n--- {e.id}: {count(len(e.prompt), 'token')}{where}\n{text}")
+    print(f"=> {tok.decode(e.answer)!r}, {count(len(e.answer), 'token')}")
 
 
 def view(name: str, settings: dict, options: dict) -> None:
@@ -133,14 +146,15 @@ def view(name: str, settings: dict, options: dict) -> None:
     print(about(name).split("\n\n")[0].replace("\n", " "))
     line("options", ", ".join(f"{key}={value!r}" for key, value in options.items()) or "all defaults")
     line("examples", f"{len(task.train)} training, {len(task.val)} validation; built in {seconds:.1f} s")
-    if removed := getattr(task, "removed", None):
-        line("left out", ", ".join(f"{n} {reason}" for reason, n in removed.items()))
+    if task.removed:
+        line("left out", ", ".join(f"{n} {reason}" for reason, n in task.removed.items()))
     train = some(task.train)
     for title, rows in (("training", train), ("validation", task.val)):
         if rows:
             counts = {"prompt": [len(e.prompt) for e in rows], "answer": [len(e.answer) for e in rows]}
             counts |= {"options": [len(e.options) for e in rows]} if any(e.options for e in rows) else {}
-            line(title, ", ".join(f"{key} {spread(n)}" for key, n in counts.items()) + "  (least / median / most)")
+            of = f" of {len(rows)} rows" if len(rows) < len(task.train) and rows is train else ""
+            line(title, ", ".join(f"{key} {spread(n)}" for key, n in counts.items()) + f"  (least / median / most{of})")
     cut = f"may be cut on the {task.truncate}" if task.truncate else "are never cut"
     line("limits", f"decoding stops after {task.max_new_tokens} tokens; prompts that are too long {cut}")
     line("score", f"{task.metric}; levels: {numbers(task.levels) or 'none'}")

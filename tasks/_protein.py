@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 
 from common.errors import UserError
 from tasks._common import content_id, rng
@@ -15,18 +16,19 @@ K = 10  # residues of a word that relatives share
 
 
 # --- files
-def read(path: str) -> list[tuple[str, dict]]:
+def read(path: str) -> Iterator[tuple[str, dict]]:
     """(where it stands, row) of a .jsonl, .jsonl.gz, .json or .parquet file, or of FLIP's secondary-structure zip."""
     path = str(path)
     try:
         if path.endswith(".zip"):
-            return read_flip(path)
-        if path.endswith(".gz"):
+            yield from read_flip(path)
+        elif path.endswith(".gz"):
             with gzip.open(path, "rt", encoding="utf-8") as f:
-                return [(f"{path}:{at}", dict(json.loads(line))) for at, line in enumerate(f, 1) if line.strip()]
+                yield from ((f"{path}:{at}", dict(json.loads(line))) for at, line in enumerate(f, 1) if line.strip())
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
         raise UserError(f"{path} can't be read ({e}): is it whole, and a file of proteins?") from e
-    return [(f"{path}:{at}", row) for at, row in read_table(path)]
+    if not path.endswith((".zip", ".gz")):
+        yield from ((f"{path}:{at}", row) for at, row in read_table(path))
 
 
 def read_flip(path: str) -> list[tuple[str, dict]]:
@@ -108,7 +110,7 @@ def split(train: list[dict], val: list[dict], seed: int, n_val: int, share: floa
     train, val = order(different.values()), order({row["seq"]: row for row in val}.values())
     chosen = val[: n_val or None] if val else train[:n_val]
     # none is related to any of `val`, also not to what n_val leaves: notes of validation prompts come from there
-    return unrelated(train, val or chosen, share, removed), chosen
+    return unrelated(train if val else train[n_val:], val or chosen, share, removed), chosen
 
 
 def too_few(task: str, path: str, train: list, val: list, n_val: int, removed: Counter) -> None:
@@ -131,14 +133,14 @@ def crop(random, row: dict, length: int) -> int:
 
 def notes(p, pool: list[dict], row: dict, room: int, *key) -> list[int]:
     """`room` tokens of other proteins of `pool`, the last one cut; none that shares a 10-residue word with `row`."""
-    body, mine = [], words(row["seq"])
+    body, mine, end = [], words(row["seq"]), p.tok.encode("\n\n")
     for i in rng("notes", *key).permutation(len(pool)):
         if len(body) >= room:
             break
         seq = pool[i]["seq"][: p.note_residues]
         if mine.isdisjoint(words(seq)):
-            body += [*p.tok.encode(f"Protein note {pool[i]['id']}: "), *(p.ids[c] for c in seq), *p.tok.encode("\n\n")]
-    return body[:room]
+            body += [*p.tok.encode(f"Protein note {pool[i]['id']}: "), *(p.ids[c] for c in seq), *end]
+    return body if len(body) <= room else [*body[: max(0, room - len(end))], *end][:room]
 
 
 def with_notes(p, question: list[int], end: list[int], pool: list[dict], row: dict, *key) -> list[int]:

@@ -23,23 +23,34 @@ def read_text(path: str) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {e.start}): convert it, e.g. with iconv -t UTF-8") from e
 
 
-def read_rows(path: str) -> list[tuple[int, dict]]:
-    """(line number, object) of a .jsonl file, or (row number, object) of a .json list; UserError names a bad one."""
-    text, whole = read_text(path), str(path).endswith(".json")
-    at, rows = 1, []
+def lines(path: str) -> Iterator[str]:
     try:
-        if whole and not isinstance(rows := json.loads(text), list):
+        with open(path, encoding="utf-8-sig", newline="\n") as f:
+            yield from f
+    except (OSError, UnicodeDecodeError):
+        read_text(path)  # which says what is wrong
+        raise
+
+
+def read_rows(path: str) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a .jsonl file, or (row number, object) of a .json list; UserError names a bad one.
+
+    One at a time: as Python's lists a file of coordinates takes ten times its size.
+    """
+    whole = str(path).endswith(".json")
+    for at, text in [(1, read_text(path))] if whole else enumerate(lines(path), 1):
+        if not whole and not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise UserError(f"{path}:{e.lineno if whole else at} is not JSON ({e.msg}): mend or remove the line") from e
+        if whole and not isinstance(value, list):
             raise UserError(f"{path} is not a list of rows like [{{...}}, ...]: mend it, or make it a .jsonl file")
-        rows = list(enumerate(rows, 1))
-        for at, line in enumerate([] if whole else text.split("\n"), 1):
-            if line.strip():
-                rows.append((at, json.loads(line)))
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}:{e.lineno if whole else at} is not JSON ({e.msg}): mend or remove the line") from e
-    for at, row in rows:
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{at} is not an object like {{...}}: mend or remove the row")
-    return rows
+        for number, row in enumerate(value, 1) if whole else [(at, value)]:
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number} is not an object like {{...}}: mend or remove the row")
+            yield number, row
 
 
 def local(name: str) -> str:
@@ -51,25 +62,27 @@ def local(name: str) -> str:
     return str(fetch(name))
 
 
-def read_table(path: str) -> list[tuple[int, dict]]:
+def read_table(path: str) -> Iterator[tuple[int, dict]]:
     """(number, row) of a .parquet file (as on Hugging Face) or of what read_rows reads."""
     if not path.endswith(".parquet"):
-        return read_rows(path)
+        yield from read_rows(path)
+        return
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError as e:
         raise UserError(f"{path} is parquet: pip install pyarrow, or give the official JSON") from e
     try:
-        return list(enumerate(parquet.read_table(path).to_pylist(), 1))
+        batches = parquet.ParquetFile(path).iter_batches(1024)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     except (OSError, ArrowInvalid) as e:
         raise UserError(f"{path} can't be read as parquet ({e}): check or download it again") from e
 
 
 def row_text(row: dict) -> str:
-    """The field "text", else question and answer and what other fields of that kind there are."""
+    """The field "text", else question, answer and what other fields of that kind there are; no space before marks."""
     fields = ("question", "answer", "instruction", "prompt", "output")
     text = row.get("text") or " ".join(str(row[field]) for field in fields if field in row)
-    return " ".join(str(text).split())
+    return re.sub(r" (?=[.,;:!?](?: |$))", "", " ".join(str(text).split()))
 
 
 def sentences(paragraphs: list[str], min_chars: int) -> Iterator[str]:
@@ -87,7 +100,7 @@ def sentences(paragraphs: list[str], min_chars: int) -> Iterator[str]:
 
 def detokenize(line: str) -> str:
     """A line of WikiText as it was before words and marks were set apart: 7 @.@ 2 kg ( 9 lb ) -> 7.2 kg (9 lb)."""
-    line = re.sub(r' " ([^"]*) " ', r' "\1" ', re.sub(r" @(.)@ ", r"\1", f" {line} "))
+    line = re.sub(r' " ([^"]*) " ', r' "\1" ', re.sub(r" (?:@(.)@|(\u2011)) ", r"\1\2", f" {line} "))
     line = re.sub(r" (?='(?:s|t|m|d|re|ve|ll)\b)", "", line)  # John 's
     return re.sub(r"([(\[]) ", r"\1", re.sub(r" (?=[.,;:!?)\]])", "", line)).strip()
 

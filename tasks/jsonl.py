@@ -1,4 +1,4 @@
-"""The user's own examples, one JSON object a line, in either form:
+"""Your own examples: prompts and answers, or conversations. One JSON object a line, in either form:
 
     {"prompt": "Translate: chat\\n", "answer": "cat"}                   as they are: nothing is added or stripped
     {"text": "User: Hi!\\n\\nAssistant: Hello.\\n\\nUser: ...\\n\\nAssistant: ..."}  the last turn is the answer
@@ -94,7 +94,9 @@ def build(
         raise UserError(f"{val_data or data} has {len(val)} rows, n_val={n_val} can't be taken from it")
     val = val[: n_val or None]
     taken = {e.meta["prompt"] for e in val}
-    train = [e for e in rows if e.meta["prompt"] not in taken][: n_train if n_train > 0 else None]
+    train = [e for e in rows if e.meta["prompt"] not in taken]
+    left_out = len(rows) - len(train) - (0 if val_data else len(val))
+    train = train[: n_train if n_train > 0 else None]
     if data and not train:
         raise UserError(
             f"{data} has no row left to train on beside the {len(val)} validation rows: lower n_val={n_val}"
@@ -114,4 +116,6 @@ def build(
         ((common, _),) = Counter(tuple(e.answer) for e in train).most_common(1)
         levels["majority"] = score(val, [list(common)] * len(val))["exact"]
     longest = max(len(e.answer) for e in [*train, *val])
-    return Task(train, val, score, "exact", levels, longest + 1, None if truncate == "error" else truncate)
+    task = Task(train, val, score, "exact", levels, longest + 1, None if truncate == "error" else truncate)
+    task.removed = {"with a prompt of the validation side": left_out} if left_out else {}
+    return task

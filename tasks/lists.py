@@ -37,7 +37,7 @@ def middlematch(random, n: int) -> tuple[str, str, str]:
 
 def kvsort(random, n: int) -> tuple[str, str, str]:
     keys = [f"{k:02}" for k in random.choice(100, n, replace=False)]
-    values = ["".join(map(str, random.integers(0, 10, 6))) for _ in keys]
+    values = ["".join(map(str, digits)) for digits in random.integers(0, 10, (n, 6)).tolist()]
     pairs = list(zip(keys, values, strict=True))
     return ",".join(map(":".join, pairs)), "", ",".join(value for _, value in sorted(pairs))
 

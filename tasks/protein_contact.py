@@ -11,6 +11,9 @@ Most pairs are far apart, so that saying "no" is right 98 times in 100 with samp
 along the chain, so that in sampling="balanced" the separation alone gives much away (see the level "separation").
 sampling="hard" gives each contact another pair of the same separation that is none, half of them below and half from
 24 residues on: the separation says nothing. Blanks need e.g. "chars:ACDEFGHIKLMNPQRSTVWYX0123456789-=_#".
+
+Answers are scored as they are decoded, and by how much likelier 1 was than 0: AUROC, and with n_pairs=0 (all pairs of
+a window: lower max_residues, raise max_prompt_tokens) the precision of the L/5 likeliest long-range contacts.
 """
 
 import math
@@ -21,6 +24,7 @@ import numpy as np
 
 from common.errors import UserError
 from tasks import Example, Task, _protein
+from tasks._binary import auroc, precision_at, rates
 from tasks._common import Generated, char_ids, content_id, rng
 from tasks._text import local
 
@@ -39,7 +43,11 @@ def chain(where: str, row: dict) -> dict:
     """A row of a file -> id, seq, known (residues with coordinates), at (L, 3) or touch (n, 2), cluster, split."""
     seq, at, touch = _protein.sequence(row, where), None, None
     n, known = len(seq), np.ones(len(seq), bool)
-    found = np.array([list(x) for x in _protein.field(row, ("cb", "tertiary", "contacts"), where)], dtype=np.float32)
+    found = _protein.field(row, ("cb", "tertiary", "contacts"), where)
+    try:
+        found = np.array(found, dtype=np.float32)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{where} has coordinates or contacts that are not lists of numbers: mend the row") from e
     if row.get("cb") is None and row.get("tertiary") is None:
         touch = found.reshape(-1, 2).astype(int) if found.size % 2 == 0 else np.array([[-1, -1]])
         if touch.size and (touch.min() < 0 or touch.max() >= n):
@@ -145,7 +153,8 @@ class Prompts:
             random = rng("window", *key, i, attempt)
             start = _protein.crop(random, row, self.max_residues)
             yes, no = pairs_of(row, start, start + self.max_residues, self.min_sep, self.cutoff)
-            asked, contact = sample(random, yes, no, self.n_pairs, self.sampling, self.contact_share)
+            total = len(yes) + len(no)
+            asked, contact = sample(random, yes, no, self.n_pairs or total, self.sampling, self.contact_share)
             if asked and (self.sampling == "random" or any(contact)):
                 break
         else:
@@ -153,7 +162,8 @@ class Prompts:
         seq = row["seq"][start : start + self.max_residues]
         asked = [(a - start, b - start) for a, b in asked]
         answer = [self.ids["01"[c]] for c in contact]
-        meta = {"asked": asked, "contact": [int(c) for c in contact], "id": row["id"]}
+        all_of = len(seq) if len(asked) == total else 0
+        meta = {"asked": asked, "contact": [int(c) for c in contact], "id": row["id"], "all_of": all_of}
         name = content_id(f"{seq} {asked}")
         if self.form == "blanks":
             prompt, at = self.blanks(seq, asked)
@@ -181,44 +191,6 @@ class Prompts:
 
 
 # --- scores
-def auroc(scores, labels) -> float:
-    """Probability that a contact has a higher score than another pair, ties half; nan if there is only one kind.
-
-    With predictions of 0 and 1 in place of scores it is the balanced accuracy.
-    """
-    scores, labels = np.asarray(scores, float), np.asarray(labels, bool)
-    if labels.all() or not labels.any():
-        return math.nan
-    order = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = np.cumsum(order[2]) - (order[2] - 1) / 2  # of each different score, from 1; ties share the middle
-    yes, n = labels.sum(), len(labels)
-    return float((rank[order[1]][labels].sum() - yes * (yes + 1) / 2) / (yes * (n - yes)))
-
-
-def precision_at(scores, labels, k: int) -> float:
-    """Share of contacts among the k pairs with the highest scores; of pairs tied at the edge their average counts.
-
-    The field's P@L/5 is this with all pairs of a chain of one range and k = L // 5.
-    """
-    scores, labels = np.asarray(scores, float), np.asarray(labels, float)
-    edge = np.sort(scores)[-k]
-    above, tied = scores > edge, scores == edge
-    return float((labels[above].sum() + (k - above.sum()) * labels[tied].mean()) / k)
-
-
-def rates(labels: np.ndarray, got: np.ndarray) -> dict[str, float]:
-    """balanced_accuracy: mean of the shares of contacts and of other pairs that are right; mcc: Matthews'."""
-    tp, tn = (labels & got).sum(), (~labels & ~got).sum()
-    fp, fn = (~labels & got).sum(), (labels & ~got).sum()
-    below = math.sqrt(float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    shares = [hit / total for hit, total in ((tp, tp + fn), (tn, tn + fp)) if total]
-    return {
-        "balanced_accuracy": float(sum(shares) / len(shares)) if shares else math.nan,
-        "mcc": float((tp * tn - fp * fn) / below) if below else 0.0,
-        "accuracy": float((tp + tn) / max(1, len(labels))),
-    }
-
-
 def separations(examples: list[Example]) -> np.ndarray:
     return np.array([b - a for e in examples for a, b in e.meta["asked"]])
 
@@ -232,11 +204,7 @@ def levels_of(val: list[Example]) -> dict[str, float]:
 
 def scorer(tok):
     def score(examples: list[Example], predictions: list[list[int]]) -> dict[str, float]:
-        """`rates` over all pairs, and balanced_accuracy of those below and from 24 residues apart.
-
-        Answers are hard, so they give one point of the ROC curve, whose area is the balanced accuracy, and no ranking
-        for the precision of the top L/5; `auroc` and `precision_at` take scores, of a model that gives them.
-        """
+        """`rates` over all pairs, and balanced_accuracy of those below and from 24 residues apart."""
         labels, got = [], []
         for e, ids in zip(examples, predictions, strict=True):
             out = _protein.symbols(tok, e, ids)
@@ -252,6 +220,23 @@ def scorer(tok):
     return score
 
 
+def score_odds(examples: list[Example], odds: list[list[float]]) -> dict[str, float]:
+    """From log p(1) - log p(0) at each pair: auroc over all pairs; if an example asks for all pairs of its L
+    residues, "precision at L/5" of the long-range ones, mean over such examples. A pair without an answer is wrong.
+    """
+    labels, scores, precisions = [], [], []
+    for e, row in zip(examples, odds, strict=True):
+        label = e.meta["contact"]
+        row = row[: len(label)] + [math.inf * (1 - 2 * c) for c in label[len(row) :]]
+        labels += label
+        scores += row
+        far = separations([e]) >= LONG
+        if (k := e.meta["all_of"] // 5) and k <= far.sum():
+            precisions.append(precision_at(np.array(row)[far], np.array(label)[far], k))
+    found = {"auroc": auroc(scores, labels)} if 0 < sum(labels) < len(labels) else {}
+    return found | ({"precision at L/5": sum(precisions) / len(precisions)} if precisions else {})
+
+
 def build(
     tok,
     seed: int,
@@ -261,7 +246,7 @@ def build(
     val_data: str = "",  # file of validation chains; "" = rows of data with "split": "val", else val_chains of data
     val_chains: int = 0,  # several examples are made of each if there are fewer than n_val; 0 = n_val
     form: str = "spot",  # spot | blanks
-    n_pairs: int = 32,  # at most so many
+    n_pairs: int = 32,  # at most so many; 0 = as many as there are
     sampling: str = "random",  # random | balanced | hard
     contact_share: float = 0.5,  # of balanced
     min_sep: int = 8,  # residues between the two along the chain
@@ -281,8 +266,8 @@ def build(
             raise UserError(f"protein_contact has no {name}={options[name]!r}: use one of {', '.join(values)}")
     if form == "blanks" and (tok.mask_id is None or notes == "fill"):
         raise UserError("protein_contact with form=blanks needs a tokenizer with a mask, and notes=none")
-    if n_train < 0 or n_val < 1 or min(n_pairs, min_sep, max_residues) < 1 or not 0 < contact_share < 1:
-        raise UserError("protein_contact needs n_val, n_pairs, min_sep, max_residues from 1, contact_share from 0 to 1")
+    if min(n_train, n_pairs) < 0 or min(n_val, min_sep, max_residues) < 1 or not 0 < contact_share < 1:
+        raise UserError("protein_contact needs n_val, min_sep, max_residues from 1, contact_share from 0 to 1")
     ids = char_ids(tok, _protein.AMINO + ("0123456789-=" if form == "blanks" else "01"))
     path, removed = local(data or "protein_contact_map-train"), Counter()
     rows, val_data = load(path, min_residues, removed), val_data or ("" if data else "protein_contact_map-valid")
@@ -295,5 +280,6 @@ def build(
     lazy = Generated(lambda i: prompts.draw(train, train, i, seed, "train"), n_train or len(train))
     longest = max(len(e.answer) for e in examples)
     task = Task(lazy, examples, scorer(tok), "balanced_accuracy", levels_of(examples), max_new_tokens=longest + 1)
+    task.contrast, task.score_odds = (ids["1"], ids["0"]), score_odds
     task.removed = {reason: n for reason, n in removed.items() if n}
     return task

@@ -168,13 +168,26 @@ class Prompts:
         return ""
 
 
+def with_mark(bare: str, place: int, mark: str) -> str:
+    """A transcript with `mark` behind the word that is `place` words before the last."""
+    parts = bare.split()
+    if place < len(parts):
+        parts[-1 - place] += mark
+    return " ".join(parts)
+
+
 def levels_of(val: list[Example], train: list[str]) -> dict[str, float]:
-    """punct_f1 without reading: the bare transcript, and it with a capital and the mark that most texts end with."""
+    """punct_f1 without reading: the bare transcript, and it with the commonest mark at its commonest place.
+
+    Counted from the end: the last word in prose, the word before a one-word answer in "question? answer".
+    """
     clean, bare = [e.meta["clean"] for e in val], [e.meta["transcript"] for e in val]
-    ((last, _),) = Counter(text[-1] for text in train if text[-1] in MARKS).most_common(1) or [(".", 0)]
+    ends = (enumerate(reversed(words(text))) for text in train)
+    count = Counter((place, mark) for end in ends for place, (_, _, after) in end for mark in after)
+    commonest = max(count, key=lambda at: (count[at], -at[0]), default=(0, "."))
     return {
         "copy input": score_texts(clean, bare)["punct_f1"],
-        "majority": score_texts(clean, [x[0].upper() + x[1:] + last for x in bare])["punct_f1"],
+        "majority": score_texts(clean, [with_mark(x, *commonest) for x in bare])["punct_f1"],
     }
 
 

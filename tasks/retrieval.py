@@ -41,7 +41,7 @@ def build(
 
     def draw(random) -> Example:
         keys = [letters(int(k), key_len) for k in random.choice(26**key_len, n_pairs, replace=False)]
-        values = ["".join(map(str, random.integers(0, 10, value_len))) for _ in keys]
+        values = ["".join(map(str, digits)) for digits in random.integers(0, 10, (n_pairs, value_len)).tolist()]
         pairs = "".join(f"{k}={v};" for k, v in zip(keys, values, strict=True))
         i = int(random.integers(n_pairs))
         # both orders end in "=": the answer follows the same token
