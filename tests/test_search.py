@@ -236,8 +236,8 @@ def test_ray_absent_is_one_sentence(search, monkeypatch, script, tmp_path):
     assert "pip install ray" in error
 
 
-def test_a_real_search_over_train_sft(tmp_path, script):
-    """Tiny, but all the way: the closed gate must equal the baseline bit for bit."""
+def write_tiny_search(tmp_path, **changes):
+    """Config files task.py and find.py of a search over train_sft.py whose runs take seconds."""
     task = dict(
         task="infill", task_args={"n_digits": 2}, tokenizer="chars:0123456789LMR=|_#", n_layer=2, n_embd=32, threads=1,
         head_size=16, lr=4e-3, bsz=8, n_val=16, eval_bsz=16, fs_alpha_init=0.0, n_show=0,
@@ -246,8 +246,13 @@ def test_a_real_search_over_train_sft(tmp_path, script):
         task_config=str(tmp_path / "task.py"), candidates={"plain": {}}, bsz=8, quick_steps=2, medium_steps=3,
         confirm_seeds=[7], controls=["gate forced to zero"], prune=-100.0,
     )  # fmt: skip
-    for name, values in (("task", task), ("find", find)):
+    for name, values in (("task", task), ("find", find | changes)):
         (tmp_path / f"{name}.py").write_text("".join(f"{k} = {v!r}\n" for k, v in values.items()))
+
+
+def test_a_real_search_over_train_sft(tmp_path, script):
+    """Tiny, but all the way: the closed gate must equal the baseline bit for bit."""
+    write_tiny_search(tmp_path)
     error, out = script(tmp_path / "find.py", f"--out_dir={tmp_path}", name="search.py")
     assert error is None, out
     assert "bit for bit: yes" in out
@@ -255,6 +260,44 @@ def test_a_real_search_over_train_sft(tmp_path, script):
     assert set(c.controls) == {"no seed", "another row's seed", "a random seed"}
     assert c.word() == "undecided", "one pair proves nothing"
     assert search_tables(tmp_path / "find" / "records.jsonl") in out
+
+
+def test_two_machines_through_ray_record_what_a_serial_search_does(tmp_path, script):
+    """Each of the two has a processor, so two runs go at a time; the records are those of a serial search."""
+    ray = pytest.importorskip("ray", reason="pip install ray: engine=ray is optional")
+    from ray.cluster_utils import Cluster
+
+    write_tiny_search(tmp_path, candidates={"plain": {}, "half": {"fs_seed_scale": 0.5}}, confirm_seeds=[7, 8])
+    assert script(tmp_path / "find.py", f"--out_dir={tmp_path}/serial", name="search.py")[0] is None
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+        error, out = script(tmp_path / "find.py", f"--out_dir={tmp_path}/ray", "--engine=ray", name="search.py")
+        assert error is None, out
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    serial, parallel = (records.read_lines(tmp_path / d / "find" / "records.jsonl") for d in ("serial", "ray"))
+    assert [r["key"] for r in serial] == [r["key"] for r in parallel]
+    assert len(serial) == 6 + 5
+    for a, b in zip(serial, parallel, strict=True):
+        assert a["status"] == "ok"
+        assert records.numbers(a["metrics"]) == records.numbers(b["metrics"])
+        for key in (
+            "stage",
+            "candidate",
+            "overrides",
+            "steps",
+            "seed",
+            "tokens",
+            "bsz",
+            "val_hash",
+            "gate",
+            "curve",
+            "code",
+        ):
+            assert a[key] == b[key], key
 
 
 def run_of(candidate: str, accuracy: float, **changes) -> dict:
