@@ -8,7 +8,8 @@
 
 A table in a document stands between `<!-- report results/x.jsonl -->` (one record or several) and `<!-- end -->`, a
 number between `<!-- number results/x.jsonl pp -->` and `<!-- end -->`. A record is a file of compare.json lines (one a
-seed), what search.py wrote, the published figures, a run's metrics.jsonl, or what a script in bench/ wrote with --json.
+seed), what search.py wrote, the published figures, a run's metrics.jsonl, or what a script in bench/ wrote with
+--json. What train_diffusion.py compared has a table of its own, several files in one if they are named together.
 results/manifest.json, beside the first document, names every record and the documents that cite it.
 """
 
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 
 from bench import measuring
-from common import records, run
+from common import diffusion_tables, records, run
 from common.errors import UserError
 from common.tables import (
     ENVIRONMENT,
@@ -60,12 +61,15 @@ def bench_table(path: str | Path) -> str:
     record = run.read_json(path)
     if "bench" not in record:
         raise UserError(f"{path} was not written by this version's bench/: measure again")
-    lines = [f"{measuring.described(record)}; {measuring.peaks_line(record['peaks'])}."]
+    peaks = f"; {measuring.peaks_line(record['peaks'])}" if "peaks" in record else ""
+    lines = [f"{measuring.described(record)}{peaks}."]
     return "\n\n".join([*lines, *(markdown(head, rows) for head, rows in measuring.tables(record))])
 
 
 def table(paths: list[str | Path]) -> str:
     """The markdown of a record by what the file holds, or the summary of several comparisons."""
+    if any(Path(p).suffix == ".jsonl" and diffusion_tables.is_diffusion(p) for p in paths):
+        return diffusion_tables.table(paths)
     if len(paths) > 1:
         return summary_table(paths)
     (path,) = paths

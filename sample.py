@@ -7,7 +7,8 @@
     python sample.py --model=out/RUN --compare            # the same with the seed off and on
     python sample.py --model=... --chat                   # talk to it (G1 template); an empty line ends it
 
-A prompt that holds the tokenizer's mask (`_` for chars:...) is filled in place instead of continued.
+A prompt that holds the tokenizer's mask (`_` for chars:...) is filled in place instead of continued: all masks at once,
+or, with --rounds=0, the surest first, which takes a model of train_diffusion.py --mask=random.
 In a chat the whole conversation is read again at every turn: a seed belongs to one complete prompt.
 """
 
@@ -21,6 +22,7 @@ from common import config, run
 from common.download import fetch
 from common.errors import UserError
 from common.tokenizer import Stream, get_tokenizer
+from common.unmasking import unmask
 from model import RWKV7, FutureSeed
 from wkv_cuda.decode import DTYPES, decoder_for
 
@@ -39,6 +41,9 @@ top_p = 0.7  # keep the likeliest tokens that make up this probability (before t
 presence_penalty = 0.0  # subtracted from the logit of every token that was generated before ...
 frequency_penalty = 0.0  # ... and this for each time it was
 penalty_decay = 0.996  # how fast both are forgotten, per token
+rounds = 1  # in which masks are filled, block by block: 1 = all at once, 0 = as many as it takes
+threshold = 0.9  # in every round, tokens with this probability stay, and the likeliest in any case
+block = 0  # masks at a time, from the left; 0 = all
 stop = []  # strings that end the output, e.g. --stop='["\n\n"]'
 seed = 0  # of the sampling
 dtype = "float32"  # float32 | bfloat16 | int8 (CPU only: weights of 8 bits; torch reads the prompt with them in fp32)
@@ -117,19 +122,22 @@ def generate(net, decoder, fs, tok, ids: list[int], stops: list[str]):
     yield held + stream.flush()
 
 
-@torch.no_grad()
-def fill(net, fs, tok, ids: list[int]) -> list[int]:
-    """The prompt with the likeliest token at each of its blanks, all read off in one pass."""
-    h, _ = net(torch.tensor([ids], device=net.emb.weight.device), seed=fs)
-    best = net.head(h[0]).argmax(-1).tolist()
-    return [b if t == tok.mask_id else t for t, b in zip(ids, best, strict=True)]
+def fill(net, fs, tok, ids: list[int], seq_len: int):
+    """Yield the prompt after each round, with what is filled in so far. seq_len: as the run's rows were padded."""
+    n, ids = len(ids), ids + [tok.eot_id] * (seq_len - len(ids))
+    for (row,) in unmask(net, fs, [ids], tok.mask_id, rounds, threshold, block):
+        yield tok.decode(row[:n])
 
 
-def complete(net, decoder, fs, tok, ids: list[int], stops: list[str]) -> str:
-    """Print the continuation, or the prompt with its blanks filled, as it comes -> its text."""
-    fills, text = tok.mask_id in ids, ""
-    pieces = [tok.decode(fill(net, fs, tok, ids))] if fills else generate(net, decoder, fs, tok, ids, stops)
-    for piece in pieces:
+def complete(net, decoder, fs, tok, ids: list[int], stops: list[str], seq_len=0) -> str:
+    """Print the continuation as it comes, or the prompt after each round of filling in its masks -> the text."""
+    if tok.mask_id in ids:
+        for number, text in enumerate(fill(net, fs, tok, ids, seq_len)):
+            print(text if number == 0 else f"\n{'':8} {text}", end="", flush=True)
+        print()
+        return text
+    text = ""
+    for piece in generate(net, decoder, fs, tok, ids, stops):
         print(piece, end="", flush=True)
         text += piece
     print()
@@ -174,7 +182,7 @@ def main():
         print(f"\nprompt   {tok.decode(ids)}" + (f"\ntarget   {target}" if target else ""))
         for label, module in arms:
             print(f"{label or 'output':8}", end=" ")
-            complete(net, decoder, module, tok, ids, stop)
+            complete(net, decoder, module, tok, ids, stop, record["config"].get("seq_len", 0) if record else 0)
 
 
 if __name__ == "__main__":

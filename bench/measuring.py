@@ -138,6 +138,10 @@ def tables(r: dict) -> list[tuple[list[str], list[tuple]]]:
     """The tables of a record."""
     if r["bench"] == "wkv":
         made = [operator_table(r["rows"])]
+    elif r["bench"] == "loading":
+        from bench import loading  # which imports this module
+
+        made = loading.tables(r)
     else:
         made = [model_table(r["rows"]), scaling_table(r["scaling"]), profile_table(r["profile"])]
     return [t for t in made if t[1]]

@@ -102,8 +102,12 @@ def new_run_dir(parent: str, name: str) -> Path:
 
 
 def newest_run(parent: str = "out") -> Path | None:
-    """The newest directory below `parent` that holds a trained model (its last/model.pth), or None."""
-    models = sorted(Path(parent).glob("**/last/model.pth"), key=lambda p: p.stat().st_mtime)
+    """The newest directory below `parent` that holds a trained model (its last/model.pth), or None.
+
+    What was trained with a start state is no model of its own.
+    """
+    models = [p for p in Path(parent).glob("**/last/model.pth") if not p.with_name("start.pt").exists()]
+    models.sort(key=lambda p: p.stat().st_mtime)
     return models[-1].parents[1] if models else None
 
 

@@ -104,11 +104,12 @@ def from_compare(path: str | Path) -> Comparison:
     rows.sort(key=lambda r: r["config"]["seed"])
     metric = rows[0]["metric"]
     on = [r["on"] for r in rows]
+    start = {START: [r["start"][metric] for r in rows]} if "start" in rows[0] else {}
     return Comparison(
         name=Path(path).stem, metric=metric, config=rows[0]["config"], levels=rows[0]["levels"],
         off=[r["off"][metric] for r in rows], on=[r[metric] for r in on],
         cost=[r["on"]["training_seconds"] / r["off"]["training_seconds"] for r in rows],
-        controls={c: [r["controls"][c][metric] for r in on] for c in on[0].get("controls", {})},
+        controls={c: [r["controls"][c][metric] for r in on] for c in on[0].get("controls", {})} | start,
         gates=[[0.0] * r["config"]["fs_layer_start"] + r["on"]["gate"] for r in rows if "gate" in r["on"]],
     )  # fmt: skip
 

@@ -1,0 +1,20 @@
+"""Masked diffusion: the keys of pairs in an order that stands to the right of the blanks. No downloads.
+
+    python train_diffusion.py configs/diffusion_kvsort.py
+    python train_diffusion.py configs/diffusion_kvsort.py --n_layer=8 --n_embd=256 --task_args.n_min=20 \
+        --task_args.n_max=20
+
+Trained on 6 to 8 pairs, evaluated on 7 and on lengths that were never trained. The second command is the published
+size, "not run here": exact 0 -> 1 at 2400 steps of 256 rows, "out of distribution" being the trained length of 20.
+"""
+
+task = "permute"
+task_args = {"kind": "kvsort", "n_min": 6, "n_max": 8, "n_test": 7, "metric": "accuracy"}
+tokenizer = "chars:0123456789abcdefghijklmnopqrstuvwxyzMRO=|;:_#"
+mask = "random"
+n_layer = 4
+max_steps = 2000
+arms = ["off", "on"]
+decoders = ["iterative", "one pass", "assignment"]
+more_sets = {"5 pairs": {"n_test": 5}, "9 pairs": {"n_test": 9}, "10 pairs": {"n_test": 10}}
+threads = 1

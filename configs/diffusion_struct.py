@@ -1,0 +1,13 @@
+"""Masked diffusion: {"a":93572084,"b":________________,"c":16640295}, b is a followed by c. No downloads.
+
+    python train_diffusion.py configs/diffusion_struct.py
+    python train_diffusion.py configs/diffusion_struct.py --max_steps=200
+
+Half of the blanks stand to the left as well, so a causal reader can get .55. Sizes as published; three arms, on one CPU
+thread about 6 minutes. Published: 200 steps .547 -> .745, 1000 steps .544 -> .924.
+"""
+
+task = "infill"
+task_args = {"kind": "struct", "n_digits": 8}
+tokenizer = 'chars:0123456789{"a:,bc}_#'
+threads = 1

@@ -1,0 +1,205 @@
+"""train_diffusion.py as its users run it: arms, masks, resume, decoding, what sample.py makes of a run, bad input."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common.tokenizer import get_tokenizer
+from conftest import ROOT, random_model
+from test_train import only, rows
+
+NAME = "train_diffusion.py"
+TINY = """
+task = "infill"
+task_args = {"kind": "rightcopy", "n_digits": 3}
+tokenizer = "chars:0123456789LMR=|_#"
+n_embd = 32
+head_size = 16
+n_train = 400
+n_val = 12
+bsz = 4
+max_steps = 6
+eval_every = 3
+save_every = 2
+log_every = 1
+lr = 1e-3
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY + f"out_dir = {str(tmp_path / 'out')!r}\n")
+    return tmp_path / "tiny.py"
+
+
+def test_all_arms_leave_a_complete_record(tiny, script):
+    error, out = script(tiny, name=NAME)
+    assert error is None
+    run = only(tiny.parent / "out")
+    result = json.loads((run / "compare.json").read_text())
+    assert result["metric"] == "accuracy"
+    assert result["levels"]["causal ceiling"] == 0.1
+    assert len(result["val_hash"]) == 64
+    for arm in ("off", "on", "start"):
+        assert [r["step"] for r in rows(run / arm)] == [1, 2, 3, 4, 5, 6]
+        assert [r["step"] for r in rows(run / arm, "eval")] == [0, 3, 6]
+        assert {"loss", "token_accuracy", "accuracy", "exact", "training_seconds"} <= set(result[arm])
+        sets = result[arm]["sets"]
+        assert sets["validation"]["one pass"]["accuracy"] == result[arm]["accuracy"]
+        assert sets["fresh"]["one pass"]["loss"] != result[arm]["loss"]
+    assert set(result["on"]["controls"]) == {"no seed", "another row's seed", "a random seed"}
+    assert "controls" not in result["off"]
+    assert [r["tokens"] for r in rows(run / "off")] == [r["tokens"] for r in rows(run / "start")]
+    assert {p.name for p in (run / "on" / "last").iterdir()} == {"model.pth", "seed.pt", "trainer.pt"}
+    assert {p.name for p in (run / "start" / "last").iterdir()} == {"model.pth", "start.pt", "trainer.pt"}
+    assert (run / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert out.splitlines()[-1] == f"wrote {run}"
+    assert "prompt ...'L=" in out, "the masks must be shown with what stands around them"
+
+
+def test_a_closed_gate_is_the_arm_without_a_seed(tiny, script):
+    assert script(tiny, "--fs_seed_scale=0.0", "--arms=['off','on']", name=NAME)[0] is None
+    run = only(tiny.parent / "out")
+    assert [r["loss"] for r in rows(run / "off")] == [r["loss"] for r in rows(run / "on")]
+
+
+@pytest.mark.parametrize("extra", [["--mask=random"], ["--fs_form=attractor", "--optimizer=adamw"]])
+def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script, extra):
+    slow = (tiny, "--max_steps=300", "--save_every=5", "--eval_every=150", "--lr_schedule=constant",
+            "--arms=['off','on']", *extra)  # fmt: skip
+    command = [sys.executable, NAME, *map(str, slow)]
+    env = dict(os.environ, PYTHONUNBUFFERED="1")
+    victim = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env)
+    arms = 0
+    for line in victim.stdout:
+        arms += line.startswith("arm ")
+        if arms == 2 and line.startswith("step  13/"):
+            break
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    run = only(tiny.parent / "out")
+    at = torch.load(run / "on" / "last" / "trainer.pt", weights_only=True)["progress"]["step"]
+    assert 10 <= at < 300
+    assert script(f"--resume={run}", name=NAME)[0] is None
+    assert script(*slow, f"--out_dir={tiny.parent / 'whole'}", name=NAME)[0] is None
+    whole = only(tiny.parent / "whole")
+    for arm in ("off", "on"):
+        assert rows(run / arm) == rows(whole / arm)
+        assert rows(run / arm, "eval") == rows(whole / arm, "eval")
+
+
+def rows_drawn(monkeypatch, steps=30):
+    """The tokenizer, and [(row, what train_diffusion.py makes of it with mask="random")]."""
+    monkeypatch.chdir(ROOT)
+    module = runpy.run_path(NAME)
+    globals_ = module["noised"].__globals__
+    globals_.update(task="infill", task_args={"kind": "rightcopy", "n_digits": 8}, n_train=1000, n_val=10)
+    tok = get_tokenizer("chars:0123456789LMR=|_#", None)
+    job = module["build_job"](tok, 1234, {})
+    return tok, [(e, module["noised"](e, step)) for step in range(steps) for e in (job.train[i] for i in range(20))]
+
+
+def test_random_masks_have_uniform_ratios_and_only_hide_blanks(monkeypatch):
+    tok, pairs = rows_drawn(monkeypatch)
+    counts = torch.zeros(9)
+    for e, n in pairs:
+        counts[len(n.blanks)] += 1
+        assert set(n.blanks) <= set(e.blanks)
+        assert n.blanks == sorted(n.blanks)
+        truth = dict(zip(e.blanks, e.answer, strict=True))
+        assert n.answer == [truth[p] for p in n.blanks]
+        for p, t in enumerate(n.prompt):
+            if p in n.blanks:
+                assert t == tok.mask_id
+            else:
+                assert t == truth.get(p, e.prompt[p])
+    assert counts[0] == 0, "at least one is masked"
+    share = counts / counts.sum()
+    # u uniform, then 8 coins: every count from 0 to 8 is equally likely (1/9), and none at all becomes one
+    assert share[1].item() == pytest.approx(2 / 9, abs=0.05)
+    assert (share[2:] - 1 / 9).abs().max() < 0.05
+
+
+def test_rows_are_filled_up_on_the_right_as_published(tiny, script):
+    assert script(tiny, "--seq_len=40", "--arms=['on']", name=NAME)[0] is None
+    run = only(tiny.parent / "out")
+    assert rows(run / "on")[0]["tokens"] == 4 * 40
+    error, _ = script(tiny, "--seq_len=10", name=NAME)
+    assert "seq_len is 10: raise it" in error
+
+
+def test_decoders_and_more_sets_are_evaluated_at_the_end(tiny, script):
+    sets = "{'fresh': {}, 'longer': {'n_digits': 5}}"
+    args = (
+        "--decoders=['iterative','one pass']",
+        "--mask=random",
+        "--rounds=2",
+        f"--more_sets={sets}",
+        "--arms=['on']",
+    )
+    assert script(tiny, *args, name=NAME)[0] is None
+    found = json.loads((only(tiny.parent / "out") / "compare.json").read_text())["on"]["sets"]
+    assert set(found) == {"validation", "fresh", "longer"}
+    assert all(set(v) == {"iterative", "one pass"} for v in found.values())
+    assert found["longer"]["one pass"]["tokens"] == 12 * 5
+
+
+def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
+    assert script(tiny, "--seq_len=24", name=NAME)[0] is None
+    run = only(tiny.parent / "out")
+    error, out = script(
+        f"--model={run}", "--prompt=L=123|M=___|R=456", "--rounds=0", "--threshold=2.0", name="sample.py"
+    )
+    assert error is None
+    states = [line.split()[-1] for line in out.splitlines() if "L=123|M=" in line][1:]
+    assert [s.count("_") for s in states] == [2, 1, 0]
+    error, out = script(f"--model={run}", "--compare", name="sample.py")
+    assert error is None
+    assert out.count("seed on") == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--arms=[]"], "use some of off, on, start"),
+        (["--arms=['both']"], "use some of off, on, start"),
+        (["--decoders=['best']"], "use some of one pass, iterative, assignment"),
+        (["--mask=half"], "use one of task, random"),
+        (["--fs_form=middle"], "use start or attractor"),
+        (["--fs_layer_start=2"], "seeds no layer"),
+        (["--task=retrieval", "--task_args={}", "--tokenizer=bytes"], "rows without blanks"),
+        (["--tokenizer=chars:0123456789LMR=|#"], "has no mask"),
+        (["--rounds=-1", "--decoders=['iterative']"], "out of range"),
+        (["--decoders=['assignment']"], "does not say which tokens"),
+        (["--n_val=1"], "at least 2"),
+        (["--steps=3"], "unknown key 'steps'"),
+    ],
+)
+def test_bad_input_is_one_sentence(tiny, script, args, said):
+    error, _ = script(tiny, *args, name=NAME)
+    assert said in error
+    assert error.count("\n") == 0
+
+
+def test_a_checkpoint_with_official_layout_can_be_trained(tiny, script):
+    """From weights that are there, with the byte tokenizer, whose mask is a token that no text uses."""
+    path = tiny.parent / "base.pth"
+    random_model(n_layer=2, n_embd=64, vocab_size=256, head_size=32).save(path)
+    args = (
+        f"--model={path}",
+        "--tokenizer=bytes",
+        "--arms=['on']",
+        "--head_size=32",
+        "--max_steps=2",
+        "--eval_every=2",
+    )
+    error, out = script(tiny, *args, name=NAME)
+    assert error is None, error
+    record = json.loads((only(tiny.parent / "out") / "config.json").read_text())
+    assert len(record["base_sha256"]) == 64
