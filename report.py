@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bench import measuring
 from common import diffusion_tables, records, run
+from common.diffusion_tables import BLUE, ORANGE
 from common.errors import UserError
 from common.tables import (
     ENVIRONMENT,
@@ -37,7 +38,6 @@ from common.tables import (
     summary_table,
 )
 
-BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: distinct for colour-blind readers
 MARK = re.compile(r"<!-- (report|number) ([^>]+?) -->(.*?)<!-- end -->", flags=re.DOTALL)
 
 
@@ -117,13 +117,26 @@ def curve_bands(axes, c: Comparison) -> None:
     axes.legend(frameon=False)
 
 
+def save_figure(fig, target: str) -> None:
+    with run.replacing(target) as tmp:
+        fig.savefig(tmp, dpi=120, format=Path(target).suffix[1:] or "png")
+
+
 def plot(target: str, paths: list[str]) -> None:
-    """One row of panels a comparison: its pairs, its gates by layer and, if the record has them, learning curves."""
+    """One row of panels a comparison: its pairs, its gates by layer and, if the record has them, learning curves.
+
+    Of records of train_diffusion.py a panel each: the score over the further validation sets.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if diffusion_tables.is_diffusion(paths[0]):
+        fig, axes = plt.subplots(1, len(paths), figsize=(6 * len(paths), 3.6), layout="constrained", squeeze=False)
+        for panel, path in zip(axes[0], paths, strict=True):
+            diffusion_tables.lines_of_sets(panel, path)
+        return save_figure(fig, target)
     found = [comparison(p) for p in paths if not is_published(p)]
     fig, rows = plt.subplots(len(found), 3, figsize=(12, 3.4 * len(found)), layout="constrained", squeeze=False)
     for (left, middle, right), c in zip(rows, found, strict=True):
@@ -133,9 +146,7 @@ def plot(target: str, paths: list[str]) -> None:
                 draw(axes, c)
             else:
                 axes.set_axis_off()
-    with run.replacing(target) as tmp:
-        fig.savefig(tmp, dpi=120, format=Path(target).suffix[1:] or "png")
-    plt.close(fig)
+    save_figure(fig, target)
 
 
 # --- records and documents

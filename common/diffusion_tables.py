@@ -7,6 +7,8 @@ from common.errors import UserError
 from common.statistics import mean_sd, paired
 from common.tables import ENVIRONMENT, SUBSTITUTES, agree, effect_cells, markdown, plus_minus
 
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: distinct for colour-blind readers
+
 
 def is_diffusion(path: str | Path) -> bool:
     arm = records.read_lines(path)[0].get("on")
@@ -59,6 +61,23 @@ def sets_table(path: str | Path) -> str:
             values = {a: [[r[a]["sets"][s][how][n] for r in rows] for n in names] for a in arms}
             body.append((s, how, *(plus_minus(v, 3) for a in arms for v in values[a])))
     return markdown(["validation rows", "decoder", *(f"{n}, {a}" for a in arms for n in names)], body)
+
+
+def lines_of_sets(axes, path: str | Path) -> None:
+    """The task's metric over the further validation sets, a line for each arm and decoder: mean, least to greatest."""
+    rows = load(path)
+    sets = {s: v for s, v in rows[0]["on"]["sets"].items() if s != "validation"}
+    styles = zip(next(iter(sets.values())), ("-", "--", ":"), strict=False)
+    for how, style in styles:
+        for arm, color in (("off", BLUE), ("on", ORANGE)):
+            values = [[r[arm]["sets"][s][how][r["metric"]] for r in rows] for s in sets]
+            axes.plot(range(len(sets)), [mean_sd(v)[0] for v in values], style, color=color, label=f"{arm}, {how}")
+            axes.fill_between(range(len(sets)), [min(v) for v in values], [max(v) for v in values], color=color,
+                              alpha=0.15, lw=0)  # fmt: skip
+    axes.set_xticks(range(len(sets)), sets)
+    steps = rows[0]["config"]["max_steps"]
+    axes.set(ylabel=rows[0]["metric"], ylim=(-0.02, 1.02), title=f"{Path(path).stem}: {len(rows)} seeds, {steps} steps")
+    axes.legend(frameon=False)
 
 
 def table(paths: list[str | Path]) -> str:

@@ -9,10 +9,10 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, islice
 
 from common.errors import UserError
+from common.token_cache import TokenCache
 from common.tokenizer import Tokenizer
 from tasks import Example, Task
 from tasks._common import Generated, content_id, rng
@@ -178,8 +178,11 @@ class Reading:
         for option, value, known in (("question", self.question, QUESTION), ("fill", self.fill, FILL)):
             if value not in known:
                 raise UserError(f"{self.name} has no {option}={value!r}: use {' or '.join(known)}")
-        # needed again at once: to see whether a row fits and to make it, for all questions on a passage, to fill up
-        self.encode = lru_cache(4096)(lambda passage: self.tok.encode(f"{passage}\n\n"))
+        # a passage is needed again: to see whether a row fits and to make it, for other questions on it, to fill up
+        self.cache = TokenCache(self.tok, self.name)
+
+    def encode(self, passage: str) -> list[int]:
+        return self.cache.encode(f"{passage}\n\n")
 
     def frame(self, row: Question) -> tuple[list[int], list[int], int]:
         """What stands before and after the passages, and how many tokens these may have."""
@@ -228,6 +231,7 @@ class Reading:
         train_pool = [p for p in passages(train) if p not in val_pool] if self.fill == "others" else ()
         val_pool = tuple(val_pool)
         examples = [self.make(row, val_pool) for row in val]
+        self.cache.save()
         ((common, _),) = Counter(normal(row.answers[0]) for row in train).most_common(1)
         levels = {"majority": score_answers([row.answers for row in val], [common] * len(val), self.closed)["f1"]}
         lazy = Generated(lambda i: self.make(train[i], train_pool), len(train))

@@ -62,3 +62,23 @@ def test_seeds_that_differ_in_more_are_refused(files):
     other["config"]["lr"] = 2.0
     with pytest.raises(UserError, match="the runs differ in lr"):
         report.table([files("a.jsonl", [record(0, 0.2, 0.6, 0.3), other])])
+
+
+def test_the_figure_has_a_line_for_every_arm_and_decoder(files, tmp_path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    path = files("diffusion_copy_5.jsonl", [record(0, 0.2, 0.6, 0.3), record(1, 0.3, 0.7, 0.3)])
+    fig, axes = plt.subplots()
+    report.diffusion_tables.lines_of_sets(axes, path)
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {
+        "off, one pass": [pytest.approx(0.23)], "on, one pass": [pytest.approx(0.63)],
+        "off, iterative": [pytest.approx(0.24)], "on, iterative": [pytest.approx(0.64)],
+    }  # fmt: skip
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["fresh"], "the scored set is no point of the curve"
+    plt.close(fig)
+    report.plot(str(tmp_path / "a.png"), [path])
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
