@@ -1,0 +1,20 @@
+"""LatentWire as first designed, one byte-level encoder whose latents both models share: the small pair, on 2 CPU cores.
+
+    python train_latent.py configs/latent_bytes.py --warm_text=FILE.txt
+
+Models and data as in configs/latent_smollm2_gemma.py. The prefixes are first fitted to mean-pooled text, on the
+training rows and on pieces of any plain text, which is cheap because no language model runs; then trained on answers.
+"""
+
+models = ["data/SmolLM2-135M-Instruct.Q4_1.gguf", "data/gemma-3-270m-q4_k_m.gguf"]
+task_args = {"question": "last"}
+reader = "bytes"
+n_latents = 32
+warm_steps = 1000
+kl_weight = 0.5
+lr = 5e-4
+lr_schedule = "cosine"
+epochs = 10
+min_new_tokens = 1
+eos_ban_steps = 0
+threads = 2

@@ -1,0 +1,476 @@
+"""LatentWire: frozen models as one interface, the wire, its losses, and train_latent.py as its users run it."""
+
+import hashlib
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common import frozen_lm, latent, run
+from common.errors import UserError
+from common.tokenizer import Bytes
+from conftest import ROOT, random_model
+from model import FutureSeed, SeedConfig
+from tasks import Example
+
+TEXT = "Question: Who built the {} mill?\n\nContext:\nThe {} mill of Ulm was built by {} in 1{}.\n\n"
+TEXTS = [
+    TEXT.format(a, b, c, d) for a, b, c, d in (("old", "old", "Anna", 802), ("new", "very new and large", "Otto", 9))
+]
+ANSWERS = ["Anna", "Otto von"]
+KINDS = ["rwkv", "llama", "qwen2"]
+
+
+def byte_tokenizer():
+    """Of transformers, one id a byte; needs no file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tok = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    tok.chat_template = "{{ bos_token }}[{{ messages[0]['content'] }}]{% if add_generation_prompt %}says:{% endif %}"
+    return tok
+
+
+def make(kind):
+    """A small random model behind the interface, or a skip."""
+    torch.manual_seed(7)
+    if kind == "rwkv":
+        return frozen_lm.RWKVLM("rwkv", random_model(2, 32, 256, 16), Bytes())
+    transformers = pytest.importorskip("transformers", reason="transformers is optional and isn't installed")
+    sizes = dict(vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, bos_token_id=256, eos_token_id=257, initializer_range=0.3)  # fmt: skip
+    name = {"llama": "Llama", "qwen2": "Qwen2"}[kind]
+    cfg = getattr(transformers, f"{name}Config")(**sizes)
+    return frozen_lm.HuggingFaceLM(kind, getattr(transformers, f"{name}ForCausalLM")(cfg), byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def all_lms():
+    cache = {}
+    return lambda kind: cache.setdefault(kind, None) or cache.__setitem__(kind, make(kind)) or cache[kind]
+
+
+@pytest.fixture(params=KINDS)
+def lm(request, all_lms):
+    lm = all_lms(request.param)
+    lm.set_frame("text", "Answer: ", "none")
+    return lm
+
+
+@pytest.fixture
+def train():
+    """The functions of train_latent.py, its configuration in `g`."""
+    return runpy.run_path(str(ROOT / "train_latent.py"))
+
+
+def wire_of(*lms, M=4, reader="bytes", skip=False, gain=1.0):
+    torch.manual_seed(1)
+    return latent.Wire(list(lms), M, 16, 1, 2, 2, reader, skip, gain)
+
+
+def example(text, answer):
+    return Example(text[:20], Bytes().encode(text + "Answer:"), [1], meta={"answers": [answer]})
+
+
+ROWS = [example(t, a) for t, a in zip(TEXTS, ANSWERS, strict=True)]
+
+
+def checksum(lm):
+    h = hashlib.sha256()
+    for p in lm.net.state_dict().values():
+        h.update(p.numpy().tobytes())
+    return h.hexdigest()
+
+
+# --- frozen models
+def contents(lm):
+    return [lm.embed_ids(lm.encode(t)) for t in TEXTS]
+
+
+def logits_of_ids(lm, ids):
+    """By the model's own path for ids, without anything of the interface."""
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        return lm.net.head(lm.net(tokens)[0])[0] if lm.name == "rwkv" else lm.net(input_ids=tokens).logits[0]
+
+
+def test_text_embeddings_as_a_prefix_give_what_the_text_gives(lm):
+    """Also: no row's logits depend on padding, left or right, or on its batch mates."""
+    answers = [lm.answer(a) for a in ANSWERS]
+    assert len(answers[0]) != len(answers[1])
+    prompt = lm.prompt(contents(lm), False)
+    got = lm.answer_logits(*prompt, answers)
+    assert torch.allclose(lm.answer_logits(*prompt, [a[:1] for a in answers]), got[:, :1], atol=2e-4)
+    first, state = lm.read(*prompt)
+    for _ in range(2):  # a state stays what it was when something has followed it
+        assert torch.allclose(
+            lm.follow(first, state, answers)[0, : len(answers[0])], got[0, : len(answers[0])], atol=2e-4
+        )
+    for i, (text, answer) in enumerate(zip(TEXTS, answers, strict=True)):
+        ids = lm.encode(text + "Answer:")
+        want = logits_of_ids(lm, ids + answer[:-1])[len(ids) - 1 :]
+        assert torch.allclose(got[i, : len(answer)], want, atol=2e-4), (got[i, : len(answer)] - want).abs().max()
+
+
+def test_decoding_follows_teacher_forcing(lm):
+    prompt, lengths = lm.prompt(contents(lm), True)
+    assert lengths[0] != lengths[1]
+    out = frozen_lm.generate(lm, *lm.read(prompt, lengths), 5, ban_eos=5)
+    logits = lm.answer_logits(prompt, lengths, [[*ids, 0] for ids in out])
+    logits[:, :, list(lm.eos_ids)] = -torch.inf
+    assert [row[:5] for row in logits.argmax(-1).tolist()] == out
+
+
+def test_an_answer_ends_where_it_may(lm, monkeypatch):
+    (end,) = lm.eos_ids
+    always = torch.full((2, 300), -9.0)
+    always[:, end], always[:, 65], always[:, 66] = 3.0, 2.0, 1.9
+    monkeypatch.setattr(lm, "next", lambda *_: (always[:, None].clone(), None))
+    answer = lambda **options: frozen_lm.generate(lm, always, None, 6, **options)
+    assert answer() == [[], []]
+    assert answer(min_new=2, ban_eos=3) == answer(min_new=3, ban_eos=1) == [[65] * 3] * 2
+    assert answer(ban_eos=9) == [[65] * 6] * 2
+    g = torch.Generator().manual_seed(0)
+    drawn = [answer(ban_eos=1, temperature=1.0, top_p=0.9, generator=g)[0] for _ in range(30)]
+    assert {tuple(x) for x in drawn} >= {(65,), (66,)}, "only the first token is drawn"
+    assert answer(ban_eos=1, temperature=1.0, top_p=0.01, generator=g)[0] == [65]
+
+
+def test_frames(all_lms):
+    rwkv = all_lms("rwkv")
+    rwkv.set_frame("text", "Answer: ", "after")
+    assert (rwkv.after[True], rwkv.after[False]) == (list(b"Answer:"), [*b"Answer:", 0])
+    assert rwkv.answer("x") == [*b" x", 0], "the space goes with the answer"
+    assert rwkv.answer("x", close=False) == [*b" x"]
+    rwkv.set_frame("none", "Answer: ", "before")
+    assert (rwkv.before[False], rwkv.before[True], rwkv.after[False], rwkv.answer("x")) == ([0], [], [], [*b"x", 0])
+    rwkv.set_frame("chat", "Answer: ", "none")
+    assert bytes(rwkv.before[False]) == b"User: "
+    assert bytes(rwkv.after[True]) == b"\n\nAssistant:"
+    assert rwkv.answer("x") == [*b" x", 0]
+    llama = all_lms("llama")
+    llama.set_frame("chat", "Answer: ", "before")
+    assert llama.decode(llama.before[False]) == "["
+    assert llama.before[False].count(llama.bos_id) == 1, "the template has it already"
+    assert llama.decode(llama.after[False]) == "]says:"
+
+
+def test_rms_is_that_of_the_input_embeddings(lm):
+    table = lm.net.emb.weight if lm.name == "rwkv" else lm.net.get_input_embeddings().weight
+    assert lm.rms == pytest.approx(table.square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_rwkv_reads_a_prefix_through_future_seed(tmp_path, all_lms):
+    plain = all_lms("rwkv")
+    plain.set_frame("text", "Answer: ", "none")
+    plain.net.save(tmp_path / "m.pth")
+    load = lambda seeded: frozen_lm.load(str(tmp_path / "m.pth"), torch.float32, torch.device("cpu"), seeded=seeded)
+    with pytest.raises(UserError, match=r"no .*seed\.pt"):
+        load(True)
+    FutureSeed(SeedConfig(alpha_init=2.0), plain.net.cfg).save(tmp_path / "seed.pt")
+    args = (*plain.prompt(contents(plain), False), [plain.answer(a) for a in ANSWERS])
+    same, other = load(False).answer_logits(*args), load(True).answer_logits(*args)
+    assert torch.equal(same, plain.answer_logits(*args))
+    assert not torch.allclose(same, other, atol=1e-2)
+
+
+def test_models_of_transformers_load_from_a_directory(tmp_path, all_lms):
+    llama = all_lms("llama")
+    llama.net.save_pretrained(tmp_path / "tiny")
+    llama.tok.save_pretrained(tmp_path / "tiny")
+    loaded = frozen_lm.load(str(tmp_path / "tiny"), torch.float32, torch.device("cpu"))
+    assert checksum(loaded) == checksum(llama)
+    assert (loaded.name, loaded.eos_ids, loaded.encode("Ü b")) == ("tiny", {257}, llama.encode("Ü b"))
+    assert loaded.decode(loaded.encode("Ü b")) == "Ü b"
+
+
+def test_without_transformers_the_rest_works(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # importing it fails now
+    runpy.run_path(str(ROOT / "train_latent.py"))
+    with pytest.raises(UserError, match="pip install transformers"):
+        frozen_lm.load("some/model", torch.float32, torch.device("cpu"))
+
+
+# --- the wire
+@pytest.mark.parametrize(("reader", "skip"), [("bytes", False), ("tokens", False), ("tokens", True)])
+def test_a_prefix_does_not_depend_on_batch_mates(all_lms, reader, skip):
+    wire = wire_of(all_lms("rwkv"), reader=reader, skip=skip)
+    short = TEXTS[0][:31]  # not a multiple of the patch
+    (alone,), (together,) = wire([short]), wire([short, TEXTS[1]])
+    assert torch.allclose(alone[0], together[0], atol=1e-6)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_a_prefix_has_the_rms_it_should(all_lms):
+    wire = wire_of(all_lms("rwkv"), gain=1.15)
+    with torch.no_grad():
+        wire.adapters[0].scale.fill_(2.0)
+    rms = wire(TEXTS)[0].square().mean((1, 2)).sqrt()
+    assert torch.allclose(rms, torch.full((2,), 1.15 * 2.0 * all_lms("rwkv").rms), rtol=1e-5)
+    assert wire.scale_penalty().item() == 1.0
+
+
+def test_with_skip_the_untrained_prefix_is_the_text_in_pieces(all_lms):
+    lm = all_lms("rwkv")
+    text = "a" * 20 + "b" * 20 + "c" * 20 + "d" * 20
+    wire = wire_of(lm, reader="tokens", skip=True)
+    prefix, letters = wire([text])[0][0], lm.embed_ids([*b"abcd"])
+    match = F.cosine_similarity(prefix[:, None], letters[None], dim=-1)
+    assert match.argmax(-1).tolist() == [0, 1, 2, 3]
+    assert match.diagonal().min() > 0.8
+    assert torch.allclose(latent.pool_text(lm.embed_ids([*text.encode()]), 4), letters, atol=1e-6)
+    one = latent.pool_text(lm.embed_ids([*b"ab"]), 4)
+    assert torch.equal(one, letters[[0, 0, 1, 1]]), "a text shorter than the prefix is stretched"
+
+
+@pytest.mark.parametrize("reader", ["bytes", "tokens"])
+def test_gradients_reach_encoder_and_adapters_only(train, all_lms, lm, reader):
+    lms = [lm] if lm.name == "rwkv" else [all_lms("rwkv"), lm]
+    for m in lms:
+        m.set_frame("text", "Answer: ", "after")
+    before, wire = [checksum(m) for m in lms], wire_of(*lms, reader=reader, skip=reader == "tokens")
+    optimizer = torch.optim.AdamW(wire.parameters(), 0.01)
+    g = train["answer_loss"].__globals__
+    g.update(kl_weight=1.0, kl_tokens=2)
+    teachers, losses = [latent.Teacher(m, 2) for m in lms], []
+    for step in range(6):
+        losses.append(train["training_step"](wire, ROWS, teachers))
+        for name, p in wire.named_parameters():
+            assert p.grad is not None, name
+            assert p.grad.abs().max() > 0 or (step == 0 and reader == "tokens"), name  # the zero adapters hide others
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    for m, was in zip(lms, before, strict=True):
+        assert checksum(m) == was
+        assert all(p.grad is None and not p.requires_grad for p in m.net.parameters())
+
+
+def test_model_after_model_gives_the_gradient_of_the_sum(train, all_lms):
+    other = frozen_lm.RWKVLM("other", random_model(2, 48, 256, 16, seed=3), Bytes())
+    lms = [all_lms("rwkv"), other]
+    for m in lms:
+        m.set_frame("text", "Answer: ", "none")
+    wire = wire_of(*lms)
+    with torch.no_grad():
+        wire.adapters[1].scale.fill_(1.5)
+    loss = train["training_step"](wire, ROWS, [None, None])
+    got = {n: p.grad.clone() for n, p in wire.named_parameters()}
+    wire.zero_grad()
+    total = sum(train["answer_loss"](m, p, ROWS) for m, p in zip(lms, wire(TEXTS), strict=True))
+    total = total + 0.05 * 0.5**2
+    assert loss == pytest.approx(total.item(), rel=1e-6)
+    (total + 0.05 * (wire.adapters[1].scale - 1) ** 2).backward()
+    for name, p in wire.named_parameters():
+        assert torch.allclose(p.grad, got[name], atol=1e-5, rtol=1e-4), name
+
+
+def test_the_loss_is_a_sum_over_answer_tokens_and_nothing_else(train, lm):
+    """Two rows with answers of unequal length, against each row alone: padding has no share."""
+    g, prefix = train["answer_loss"].__globals__, torch.stack([c[:40] for c in contents(lm)])
+    g.update(first_weight=0.0)
+    alone = [train["answer_loss"](lm, prefix[i : i + 1], ROWS[i : i + 1]).item() for i in range(2)]
+    lengths = [len(lm.answer(a)) for a in ANSWERS]
+    both = train["answer_loss"](lm, prefix, ROWS).item()
+    assert both == pytest.approx(sum(a * n for a, n in zip(alone, lengths, strict=True)) / sum(lengths), rel=1e-5)
+    g.update(first_weight=1.0)
+    logits = lm.answer_logits(*lm.prompt(list(prefix), False), [lm.answer(a) for a in ANSWERS])
+    first = F.cross_entropy(logits[:, 0], torch.tensor([lm.answer(a)[0] for a in ANSWERS])).item()
+    assert train["answer_loss"](lm, prefix, ROWS).item() == pytest.approx(both + first, rel=1e-5)
+
+
+def test_divergence_from_the_teacher(all_lms):
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, 40, generator=g).log_softmax(-1) for _ in range(2))
+    top = a.topk(40)
+    whole = F.kl_div(b, a, log_target=True, reduction="sum").item()
+    assert latent.divergence(b, *top).item() == pytest.approx(whole, abs=1e-3)
+    assert latent.divergence(a, *a.topk(6)).item() == pytest.approx(0, abs=1e-5)
+    partial = latent.divergence(b, *a.topk(6)).item()
+    assert 0 < partial < whole, "merging tokens can only hide a difference"
+    teacher = latent.Teacher(all_lms("rwkv"), 2)
+    logp, ids = teacher("row", TEXTS[0], [65, 66, 67])
+    assert logp.shape == ids.shape == (2, 64)
+    assert teacher("row", "", [])[0] is logp, "remembered"
+
+
+@pytest.mark.parametrize("reader", ["bytes", "tokens"])
+def test_the_warm_start_approaches_pooled_text(all_lms, reader):
+    wire = wire_of(all_lms("rwkv"), reader=reader)
+    optimizer, losses = torch.optim.AdamW(wire.parameters(), 0.01), []
+    for _ in range(40):
+        losses.append(latent.warm_step(wire, TEXTS))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[0] > 1, "unrelated directions are 2 apart"
+    assert losses[-1] < 0.3 * losses[0]
+
+
+# --- the script
+TINY = """
+task_args = {"question": "first", "data": %r}
+n_val = 6
+max_bytes = 300
+n_latents = 3
+width = 16
+n_layer = 1
+n_head = 2
+bsz = 4
+epochs = 2
+warm_steps = 2
+log_every = 1
+save_every = 3
+n_show = 1
+max_new_tokens = 3
+lr = 1e-3
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Path of a config whose runs take a second, on a random RWKV-7 of bytes."""
+    articles = []
+    for a in range(6):
+        context = f"Article {a}. The mill was built in 18{a}0 by Anna{a}. It stands in Ulm{a}, near the river."
+        asked = {"When?": f"18{a}0", "Who?": f"Anna{a}", "Where is it?": f"Ulm{a}"}
+        qas = [{"question": q, "answers": [{"text": t, "answer_start": context.index(t)}]} for q, t in asked.items()]
+        articles.append({"title": f"t{a}", "paragraphs": [{"context": context, "qas": qas}]})
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    random_model(2, 32, 256, 16).save(tmp_path / "m.pth")
+    more = f"models = [{str(tmp_path / 'm.pth')!r}]\nout_dir = {str(tmp_path / 'out')!r}\n"
+    (tmp_path / "tiny.py").write_text(TINY % str(tmp_path / "squad.json") + more)
+    return tmp_path / "tiny.py"
+
+
+@pytest.fixture
+def latent_run(script, tmp_path):
+    """Run train_latent.py -> (its last message if it failed, or None, what it printed, the directory it wrote)."""
+
+    def start(*args, out="out"):
+        error, printed = script(
+            *args, *([] if out is None else [f"--out_dir={tmp_path / out}"]), name="train_latent.py"
+        )
+        found = sorted((tmp_path / (out or "out")).glob("*")) or [None]
+        return error, printed, found[-1]
+
+    return start
+
+
+def losses_of(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    train = [(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in rows if r["kind"] == "train"]
+    return train, [{k: v for k, v in r.items() if k != "seconds"} for r in rows if r["kind"] == "eval"]
+
+
+def test_a_run_leaves_a_complete_record(tiny, latent_run):
+    was = hashlib.sha256((tiny.parent / "m.pth").read_bytes()).hexdigest()
+    more = {"squad": {"data": str(tiny.parent / "squad.json"), "max_answer_tokens": 5}}  # 12 fit, less one article
+    error, out, folder = latent_run(tiny, f"--extra={more}")
+    assert error is None, error
+    result = json.loads((folder / "result.json").read_text())
+    assert result["base_sha256"] == {str(tiny.parent / "m.pth"): was}
+    assert hashlib.sha256((tiny.parent / "m.pth").read_bytes()).hexdigest() == was
+    scores = result["result"]["models"]["m"]
+    assert set(scores) == {"text", "latent", "shuffled latent", "token budget", "no context", "prefix"}
+    for kind in set(scores) - {"prefix"}:
+        assert set(scores[kind]) == {"em", "f1", "nll", "first1", "first5"}
+    assert scores["latent"]["nll"] != scores["shuffled latent"]["nll"]
+    assert set(scores["prefix"]) == {"std", "rms", "embedding_rms", "between_rows", "scale"}
+    train, evals = losses_of(folder)
+    assert [s for s, *_ in train] == list(range(1, 13)), "2 of the warm start, 2 epochs of (12 + 10) // 4 = 5"
+    assert [e["step"] for e in evals] == [2, 7, 12]
+    for epoch in range(3):
+        names = {
+            "encoder.pt",
+            "adapter_m.pt",
+            "config.json",
+            "training_stats.json",
+            "metrics.json",
+            "predictions.jsonl",
+        }
+        assert {p.name for p in (folder / f"epoch-{epoch}").iterdir()} == names
+    assert len((folder / "epoch-2" / "predictions.jsonl").read_text().splitlines()) == 6
+    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| m | shuffled latent |" in out
+    assert "class Wire" in (folder / "log.txt").read_text()
+
+
+def test_a_stopped_run_goes_on_with_identical_losses(tiny, latent_run, monkeypatch):
+    """Stopped in the middle of an epoch, with a teacher and foreign text in the warm start."""
+    settings = ("--kl_weight=0.5", f"--warm_text={ROOT / 'README.md'}")
+    assert latent_run(tiny, *settings, out="whole")[0] is None
+    progress = run.Recorder.progress
+
+    def stop_at_4(self, at, *args):
+        progress(self, at, *args)
+        run._interrupted = at["step"] == 4
+
+    monkeypatch.setattr(run.Recorder, "progress", stop_at_4)
+    error, out, stopped = latent_run(tiny, *settings, out="stopped")
+    assert (error, f"--resume={stopped}" in out) == ("130", True)
+    monkeypatch.setattr(run.Recorder, "progress", progress)
+    assert latent_run(f"--resume={stopped}", out=None)[0] is None
+    (whole,) = (tiny.parent / "whole").iterdir()
+    assert len(losses_of(whole)[0]) == 8
+    assert losses_of(stopped) == losses_of(whole)
+    a, b = (torch.load(d / "epoch-2" / "encoder.pt") for d in (stopped, whole))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_second_stage_starts_from_the_first(tiny, latent_run):
+    first = latent_run(tiny, "--epochs=1", "--bos=after")[2]
+    stage = str(ROOT / "configs" / "latent_stage_b.py")
+    error, _, second = latent_run(stage, f"--init={first}", "--epochs=0", out="b")
+    assert error is None, error
+    settings = json.loads((second / "config.json").read_text())["config"]
+    assert (settings["bos"], settings["first_weight"], settings["gain"], settings["n_latents"]) == (
+        "none",
+        1.0,
+        1.15,
+        3,
+    )
+    folders = first / "epoch-1", second / "epoch-0"
+    a, b = (torch.load(d / "adapter_m.pt") for d in folders)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    rms = [json.loads((d / "metrics.json").read_text())["models"]["m"]["prefix"]["rms"] for d in folders]
+    assert rms[1] == pytest.approx(1.15 * rms[0], rel=1e-4)
+    error, _, _ = latent_run(stage, f"--init={first / 'epoch-1'}", "--n_latents=5", out="c")
+    assert "does not fit" in error
+
+
+def test_cached_latents_are_the_fresh_ones(tiny, latent_run):
+    runs = [latent_run(tiny, "--epochs=0", f"--latents={how}", out=how)[2] for how in ("fresh", "cached")]
+    assert losses_of(runs[0])[1] == losses_of(runs[1])[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--models=[]"], ["models=[]"]),
+        (["--models=['nowhere.pth']"], ["nowhere.pth"]),
+        (["--models=['nowhere.gguf']"], ["nowhere.gguf"]),
+        (["--devices=['cpu', 'cpu']"], ["devices", "1 models"]),
+        (["--skip"], ["skip=True", "reader='tokens'"]),
+        (["--width=18"], ["width=18"]),
+        (["--n_val=1"], ["n_val", "at least 2"]),
+        (["--bsz=100"], ["bsz=100"]),
+        (["--bos=maybe"], ["bos", "none, after, before"]),
+        (["--warm_text=nowhere.txt"], ["nowhere.txt"]),
+        (["--init=nowhere"], ["nowhere"]),
+        (["--future_seed"], ["seed.pt"]),
+        (["--resume=nowhere"], ["nowhere"]),
+        (["--lr=1e30", "--grad_clip=0.0", "--warm_steps=0", "--warmup=0"], ["step", "lower lr"]),
+    ],
+)
+def test_mistakes_are_one_sentence(tiny, latent_run, args, words):
+    error, _, _ = latent_run(tiny, *args)
+    assert error, "it should have failed"
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert all(w in error for w in words), error
