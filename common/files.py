@@ -35,7 +35,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def cache_dir() -> Path:
-    """Per-user directory for what can be rebuilt at any time (compiled operators)."""
+    """Per-user directory for what can be rebuilt at any time: compiled operators, token ids."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     else:
