@@ -33,13 +33,13 @@ def arms_table(paths: list[str | Path], published: list[dict]) -> str:
     body = []
     for path in paths:
         rows = load(path)
-        one, name = rows[0], Path(path).stem
+        one, name, ceiling = rows[0], Path(path).stem, rows[0]["levels"].get("causal ceiling")
         off, on = scores(rows, "off"), scores(rows, "on")
         controls = [[r["on"]["controls"][s][r["metric"]] for r in rows] for s in SUBSTITUTES[1:]]
         before = next((p for p in published if p["record"] == name), None)
         body.append((
             name.removeprefix("diffusion_"), str(one["config"]["max_steps"]), str(len(rows)),
-            f"{one['levels']['causal ceiling']:.3f}", plus_minus(off, 3), f"**{plus_minus(on, 3)}**",
+            f"{ceiling:.3f}" if ceiling else "-", plus_minus(off, 3), f"**{plus_minus(on, 3)}**",
             effect_cells(paired(off, on))[0],
             plus_minus(scores(rows, "start"), 3) if "start" in one else "-",
             *(f"{mean_sd(c)[0]:.3f}" for c in controls),
@@ -76,7 +76,7 @@ def lines_of_sets(axes, path: str | Path) -> None:
                               alpha=0.15, lw=0)  # fmt: skip
     axes.set_xticks(range(len(sets)), sets)
     steps = rows[0]["config"]["max_steps"]
-    axes.set(ylabel=rows[0]["metric"], ylim=(-0.02, 1.02), title=f"{Path(path).stem}: {len(rows)} seeds, {steps} steps")
+    axes.set(ylabel=rows[0]["metric"], ylim=(-0.02, 1.02), title=f"{Path(path).stem}: n = {len(rows)}, {steps} steps")
     axes.legend(frameon=False)
 
 

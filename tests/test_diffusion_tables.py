@@ -46,6 +46,8 @@ def test_several_records_stand_beside_the_published_figures(files):
     assert len(lines) == 4
     assert lines[2].endswith("| - |")
     assert lines[3].endswith("| 0.100, 0.450 |")
+    unknown = record(0, 0.2, 0.6, 0.3) | dict(levels={"chance": 0.1})
+    assert report.table([files("c.jsonl", [unknown])]).splitlines()[2].startswith("| c | 5 | 1 | - | 0.200 |")
     with pytest.raises(UserError, match="no record of train_diffusion"):
         report.diffusion_tables.table([before])
 
