@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -118,3 +120,74 @@ def squad_article(i: int, n=3, words=60) -> dict:
 def build_squad(tmp_path, n_train=0, n_val=30, articles=40, seed=0, **options):
     data = write(tmp_path / "squad.json", {"version": "1.1", "data": [squad_article(i) for i in range(articles)]})
     return tasks.build("squad", BYTES, seed, n_train, n_val, data=data, **options)
+
+
+# --- rows with blanks, of one byte a token
+def visible(e) -> str:
+    return "".join("_" if i in e.blanks else chr(t) for i, t in enumerate(e.prompt))
+
+
+def text_of(ids) -> str:
+    return "".join(map(chr, ids))
+
+
+def check_split(task, other):
+    """Same rows when built again, different ones for another seed, nothing on both sides whatever the seed."""
+    ids = [e.id for e in task.val]
+    assert len(set(ids)) == len(ids)
+    assert not {e.id for e in task.train} & set(ids)
+    assert not {e.id for e in other.train} & set(ids)
+    assert [e.prompt for e in task.train] != [e.prompt for e in other.train]
+    for e in [*task.train, *task.val]:
+        assert [i for i, t in enumerate(e.prompt) if t == BYTES.mask_id] == e.blanks
+        assert len(e.answer) == len(e.blanks) <= task.max_new_tokens
+
+
+# --- ceilings, by all outcomes of small rows
+class Every:
+    """Stands for a generator of random numbers; rewinds through all equally likely outcomes."""
+
+    def __init__(self):
+        self.path, self.at = [], 0
+
+    def pick(self, n: int) -> int:
+        if self.at == len(self.path):
+            self.path.append([0, n])
+        self.at += 1
+        return self.path[self.at - 1][0]
+
+    def integers(self, low, high=None, size=None):
+        low, high = (0, low) if high is None else (low, high)
+        return low + (self.pick(high - low) if size is None else np.array([self.pick(high - low) for _ in range(size)]))
+
+    def choice(self, n, size, replace):
+        left = list(range(n))
+        return np.array([left.pop(self.pick(len(left))) for _ in range(size)], dtype=int)
+
+    def permutation(self, n):
+        return self.choice(n, n, False)
+
+    def next(self) -> float | None:
+        """Chance of the outcome that was just used; ready for the next one, if there is one."""
+        chance, self.at = math.prod(1 / n for _, n in self.path), 0
+        while self.path and self.path[-1][0] + 1 == self.path[-1][1]:
+            self.path.pop()
+        if self.path:
+            self.path[-1][0] += 1
+        return chance
+
+
+def readers(draw) -> tuple[float, float]:
+    """Best expected accuracy per blank of a reader of all that stands up to the blank, and of one of all the text."""
+    random, left, whole, blanks = Every(), defaultdict(Counter), defaultdict(Counter), 0.0
+    while True:
+        row = draw(random)
+        chance = random.next()
+        text = "".join("_" * len(part) if i % 2 else part for i, part in enumerate(row))
+        at = [i for i, c in enumerate(text) if c == "_"]
+        for i, c in zip(at, "".join(row[1::2]), strict=True):
+            left[text[: i + 1]][c] += chance
+            whole[text, i][c] += chance
+            blanks += chance
+        if not random.path:
+            return tuple(sum(max(c.values()) for c in seen.values()) / blanks for seen in (left, whole))
