@@ -172,11 +172,15 @@ def read(net, fs, rows):
 
 
 # --- evaluation
-def decode(net, fs, rows, how: str, mask_id: int) -> list[list[int]]:
+def decode(net, fs, rows, h, how: str, mask_id: int) -> list[list[int]]:
+    """Answers of `rows`; h: what read() made of them, from which one pass can be read off."""
     if how == "assignment":
         return assign(net, fs, rows, mask_id)
-    generator = torch.Generator().manual_seed(seed)
-    options = (1,) if how == "one pass" else (rounds, threshold, block, temperature, top_k, generator)
+    if how == "one pass":
+        logits = net.head(h).float()
+        logits[:, mask_id] = -torch.inf  # a mask is never an answer
+        return [best.tolist() for best in logits.argmax(-1).split([len(e.blanks) for e in rows])]
+    options = (rounds, threshold, block, temperature, top_k, torch.Generator().manual_seed(seed))
     *_, last = unmask(net, fs, [e.prompt for e in rows], mask_id, *options)
     return [[full[p] for p in e.blanks] for e, full in zip(rows, last, strict=True)]
 
@@ -191,7 +195,7 @@ def evaluate(net, fs, job, how: str, mask_id: int) -> tuple[dict, list]:
         h, targets = read(net, fs, rows)
         loss, hits = head_loss(h, net.head.weight, targets)
         nll, right, count = nll + loss.item(), right + hits.item(), count + len(targets)
-        out |= dict(zip(batch.tolist(), decode(net, fs, rows, how, mask_id), strict=True))
+        out |= dict(zip(batch.tolist(), decode(net, fs, rows, h, how, mask_id), strict=True))
     got = [out[i] for i in range(len(job.val))]
     metrics = dict(loss=nll / count, token_accuracy=right / count, tokens_right=right, tokens=count)
     return metrics | job.score(job.val, got), got

@@ -76,12 +76,11 @@ def assign(net, seed, examples, mask_id: int) -> list[list[int]]:
     if any("slots" not in e.meta or "choices" not in e.meta for e in examples):
         raise UserError("this task does not say which tokens go where: leave out the decoder 'assignment'")
     tokens, lengths = left_pad([e.prompt for e in examples])
-    tokens = tokens.to(net.emb.weight.device)
-    h, _ = net(tokens, lengths=lengths, seed=seed)
-    out = []
-    for e, hidden in zip(examples, h, strict=True):
-        logits = net.head(hidden[[p - len(e.prompt) for p in e.blanks]]).float()
-        logits[:, mask_id] = -torch.inf
+    tokens, blank = tokens.to(net.emb.weight.device), torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, e in zip(blank, examples, strict=True):
+        row[[p - len(e.prompt) for p in e.blanks]] = True
+    all_logits, out = logits_at(net, seed, tokens, lengths, blank.to(tokens.device), mask_id), []
+    for e, logits in zip(examples, all_logits.split([len(e.blanks) for e in examples]), strict=True):
         answer, logp = logits.argmax(-1).tolist(), logits.log_softmax(-1).cpu().numpy()
         slots, choices = e.meta["slots"], e.meta["choices"]
         for i, j in zip(*linear_sum_assignment(-logp[slots][:, choices]), strict=True):
