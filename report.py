@@ -9,7 +9,8 @@
 A table in a document stands between `<!-- report results/x.jsonl -->` (one record or several) and `<!-- end -->`, a
 number between `<!-- number results/x.jsonl pp -->` and `<!-- end -->`. A record is a file of compare.json lines (one a
 seed), what search.py wrote, the published figures, a run's metrics.jsonl, or what a script in bench/ wrote with
---json. What train_diffusion.py compared has a table of its own, several files in one if they are named together.
+--json. What train_diffusion.py compared has a table of its own, several files in one if they are named together, and so
+have runs of train_latent.py, all in one file.
 results/manifest.json, beside the first document, names every record and the documents that cite it.
 """
 
@@ -20,7 +21,7 @@ import sys
 from pathlib import Path
 
 from bench import measuring
-from common import diffusion_tables, records, run
+from common import diffusion_tables, latent_tables, records, run
 from common.diffusion_tables import BLUE, ORANGE
 from common.errors import UserError
 from common.tables import (
@@ -70,6 +71,8 @@ def table(paths: list[str | Path]) -> str:
     """The markdown of a record by what the file holds, or the summary of several comparisons."""
     if any(Path(p).suffix == ".jsonl" and diffusion_tables.is_diffusion(p) for p in paths):
         return diffusion_tables.table(paths)
+    if len(paths) == 1 and Path(paths[0]).suffix == ".jsonl" and latent_tables.is_latent(paths[0]):
+        return latent_tables.table(paths[0])
     if len(paths) > 1:
         return summary_table(paths)
     (path,) = paths
@@ -125,13 +128,16 @@ def save_figure(fig, target: str) -> None:
 def plot(target: str, paths: list[str]) -> None:
     """One row of panels a comparison: its pairs, its gates by layer and, if the record has them, learning curves.
 
-    Of records of train_diffusion.py a panel each: the score over the further validation sets.
+    Of records of train_diffusion.py a panel each: the score over the further validation sets; of one of train_latent.py
+    a row a model.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if latent_tables.is_latent(paths[0]):
+        return save_figure(latent_tables.figure(paths[0]), target)
     if diffusion_tables.is_diffusion(paths[0]):
         fig, axes = plt.subplots(1, len(paths), figsize=(6 * len(paths), 3.6), layout="constrained", squeeze=False)
         for panel, path in zip(axes[0], paths, strict=True):
@@ -151,7 +157,12 @@ def plot(target: str, paths: list[str]) -> None:
 
 # --- records and documents
 def collect(target: str, run_dirs: list[str]) -> None:
-    """Write each directory's compare.json as one line of `target`, in order of seed; nothing if they don't agree."""
+    """Write each directory's compare.json as one line of `target`, in order of seed; nothing if they don't agree.
+
+    Runs of train_latent.py compare nothing, but have baselines in their result.json.
+    """
+    if all((Path(d) / "baselines.json").exists() for d in run_dirs):
+        return latent_tables.collect(target, run_dirs)
     found = sorted((run.read_json(Path(d) / "compare.json") for d in run_dirs), key=lambda r: r["config"]["seed"])
     agree(target, found, ENVIRONMENT)
     with run.replacing(target) as tmp:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import tasks
-from common import config, dist, frozen_lm, latent, optim, run
+from common import config, dist, frozen_lm, latent, latent_targets, optim, run
 from common.batches import Batches, fingerprint
 from common.checkpoint import restore_trainer, save_trainer
 from common.errors import UserError
@@ -53,6 +53,7 @@ n_layer = 4  # of the encoder
 n_head = 4
 patch = 4  # bytes that become one position of the encoder
 reader = "bytes"  # bytes | tokens: what the encoder reads, bytes or each model's own token embeddings
+pool = "place"  # place | select: a latent is a mean around its place in the text, or one of M positions that are kept
 skip = False  # with tokens: prefix = pooled embeddings + adapter, so that training starts from mean-pooled text
 gain = 1.0  # of the prefix, over the RMS of the model's input embeddings
 anchor = "text"  # what stands between prefix and answer: text | chat (the template, where a model has one) | none
@@ -63,7 +64,8 @@ first_weight = 0.5  # of the first answer token's cross-entropy, counted again
 scale_weight = 0.05  # of (scale - 1)^2 of the adapters
 kl_weight = 0.0  # of the divergence from the same model reading the text, on ...
 kl_tokens = 4  # ... so many first answer tokens
-warm_steps = 0  # first fit the prefixes to mean-pooled text embeddings, without running the models
+keep_weight = 1.0  # with select: of the loss that teaches to keep the question and what stands around the answer
+warm_steps = 0  # first without running the models: fit the prefixes to mean-pooled text; with select, that loss alone
 warm_lr = 1e-3
 warm_text = ""  # a text file whose pieces take part in that; "" = only the training rows
 # optimisation
@@ -94,9 +96,9 @@ threads = 0  # of the CPU; 0 = torch's choice
 seed = 0  # of the initial weights and the order of the batches
 data_seed = 1234  # of the split and of what is cut
 
-CHOICES = dict(dtype=["float32", "bfloat16"], reader=["bytes", "tokens"], anchor=["text", "chat", "none"],
-               bos=["none", "after", "before"], lr_schedule=[*optim.SCHEDULES], latents=["fresh", "cached"],
-               device=["auto", "cpu", "cuda"])  # fmt: skip
+CHOICES = dict(dtype=["float32", "bfloat16"], reader=["bytes", "tokens"], pool=["place", "select"],
+               anchor=["text", "chat", "none"], bos=["none", "after", "before"], lr_schedule=[*optim.SCHEDULES],
+               latents=["fresh", "cached"], device=["auto", "cpu", "cuda"])  # fmt: skip
 TEXT, LATENT, SHUFFLED, BUDGET, QUESTION = "text", "latent", "shuffled latent", "token budget", "no context"
 SCORES = ("em", "f1", "nll", "first1", "first5")
 
@@ -132,7 +134,7 @@ def build_wire(dev) -> latent.Wire:
         lms.append(frozen_lm.load(name, getattr(torch, dtype), torch.device(where), four_bit, future_seed))
         lms[-1].set_frame(anchor, anchor_text, bos)
     torch.manual_seed(seed)
-    wire = latent.Wire(lms, n_latents, width, n_layer, n_head, patch, reader, skip, gain)
+    wire = latent.Wire(lms, n_latents, width, n_layer, n_head, patch, reader, pool, skip, gain)
     return wire.load(Path(init)) if init and not resume else wire
 
 
@@ -154,22 +156,39 @@ def answer_loss(lm, prefix, rows, teacher=None):
     loss = nll.mean() + first_weight * nll[j == 0].mean()
     if teacher and kl_weight:
         known, early = [teacher(e.id, text_of(e), a) for e, a in zip(rows, answers, strict=True)], j < kl_tokens
-        total = latent.divergence(logp[early], *(torch.cat(x) for x in zip(*known, strict=True)))
+        total = latent_targets.divergence(logp[early], *(torch.cat(x) for x in zip(*known, strict=True)))
         loss = loss + kl_weight * total / early.sum()
     return loss
 
 
+def what_to_keep(wire, scores, rows):
+    """0 unless there are scores."""
+    spans = [(t := text_of(e), latent_targets.relevant(t, question_of(e), e.meta["answers"][0])) for e in rows]
+    return keep_weight * latent_targets.keep_loss(wire, scores, spans) if scores else torch.zeros(())
+
+
 def training_step(wire, rows, teachers) -> float:
     """Gradients of all models' losses, one model after the other, then once through the encoder -> their sum."""
-    prefixes, total = wire([text_of(e) for e in rows]), 0.0
+    (prefixes, scores), total = wire([text_of(e) for e in rows]), 0.0
     ends = [p.detach().requires_grad_() for p in prefixes]  # so that one model's graph is gone before the next one's
     for lm, end, teacher in zip(wire.lms, ends, teachers, strict=True):
         loss = answer_loss(lm, end, rows, teacher)
         loss.backward()
         total += loss.item()
-    penalty = scale_weight * wire.scale_penalty()
+    penalty = scale_weight * wire.scale_penalty() + what_to_keep(wire, scores, rows)
     torch.autograd.backward([*prefixes, penalty], [*(end.grad for end in ends), None])
     return total + penalty.item()
+
+
+def warm_step(wire, rows, pieces: str, random) -> float:
+    """Gradients of what can be learnt without running a model -> its loss."""
+    texts = [text_of(e) for e in rows]
+    if pool == "select":
+        loss = what_to_keep(wire, wire(texts)[1], rows)
+    else:
+        loss = latent_targets.pooling_loss(wire, latent_targets.mixed(texts, pieces, max_bytes, random))
+    loss.backward()
+    return loss.item()
 
 
 # --- evaluation
@@ -262,7 +281,7 @@ def train(run_dir: Path, wire, job, log) -> dict:
     params, per_epoch = list(wire.parameters()), len(job.train) // bsz
     optimizer, batches = torch.optim.AdamW(params, lr, weight_decay=weight_decay), Batches(job, bsz, seed, max_bytes)
     parts, at = {"wire": wire, "adamw": optimizer}, dict(step=0, tokens=0, seconds=0.0)
-    steps, teachers = warm_steps + epochs * per_epoch, [latent.Teacher(lm, kl_tokens) for lm in wire.lms]
+    steps, teachers = warm_steps + epochs * per_epoch, [latent_targets.Teacher(lm, kl_tokens) for lm in wire.lms]
     if resume and (found := restore_trainer(run_dir / "last" / "trainer.pt", parts)):
         at = found
         log.rewind(at["step"])
@@ -281,8 +300,7 @@ def train(run_dir: Path, wire, job, log) -> dict:
             return dict(metrics, training_seconds=at["seconds"])
         t0, rows = time.perf_counter(), batches[at["step"]]
         if at["step"] < warm_steps:
-            texts, random = [text_of(e) for e in rows], rng(seed, "warm", at["step"])
-            loss = latent.warm_step(wire, latent.mixed(texts, pieces, max_bytes, random))
+            loss = warm_step(wire, rows, pieces, rng(seed, "warm", at["step"]))
         else:
             loss = training_step(wire, rows, teachers)
         norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
@@ -303,6 +321,7 @@ def check():
     rules = {
         f"models={models}: name one or more, each once": models and len({Path(m).stem for m in models}) == len(models),
         f"devices={devices}: name one for each of {len(models)} models, or none": len(devices) in (0, len(models)),
+        "pool='select' keeps tokens of a model: set reader='tokens'": pool == "place" or reader == "tokens",
         "skip=True adds to a model's own token embeddings: set reader='tokens'": not skip or reader == "tokens",
         f"width={width} must be a multiple of 2 * n_head={2 * n_head}": width % (2 * n_head) == 0,
         f"patch={patch} must be even": patch > 0 and patch % 2 == 0,
@@ -328,7 +347,9 @@ def main():
     val_hash = fingerprint(job.val)
     name = Path(config.files()[0]).stem if config.files() else "latent"
     run_dir = Path(resume) if resume else run.new_run_dir(out_dir, name)
-    log = run.Recorder(run_dir, ("train_latent.py", "common/latent.py", "common/frozen_lm.py"))
+    log = run.Recorder(
+        run_dir, ("train_latent.py", *(f"common/{n}.py" for n in ("latent", "latent_targets", "frozen_lm")))
+    )
     log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype}\n{config.changes()}")
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation rows ({val_hash[:12]})")
     for lm in wire.lms:

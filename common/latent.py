@@ -60,7 +60,7 @@ class Pool(nn.Module):
         self.kv, self.out = nn.Linear(D, 2 * D, bias=False), nn.Linear(D, D, bias=False)
 
     def forward(self, x, there):
-        """x (B, T, D), there (B, T) -> pooled (B, M, D), weights (B, M, T): the mean of the heads', each sums to 1."""
+        """x (B, T, D), there (B, T) -> pooled (B, M, D), weights (B, M, T), the mean of the heads', None."""
         (M, D), H = self.queries.shape, len(self.sharpness)
         k, v = self.kv(x).unflatten(-1, (2, H, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H)
         scores = self.queries.unflatten(-1, (H, -1)).transpose(0, 1) @ k.transpose(-1, -2) / math.sqrt(D / H)
@@ -68,41 +68,75 @@ class Pool(nn.Module):
         distance = t[:, None] - torch.arange(M, device=x.device)[:, None] - 0.5  # (B, M, T), in segments
         scores = scores - F.softplus(self.sharpness)[:, None, None] * distance.square()[:, None]
         weights = scores.masked_fill(~there[:, None, None], -torch.inf).softmax(-1)  # (B, H, M, T)
-        return self.out((weights @ v).transpose(1, 2).flatten(-2)), weights.mean(1)
+        return self.out((weights @ v).transpose(1, 2).flatten(-2)), weights.mean(1), None
+
+
+class Select(nn.Module):
+    """Keeps the M positions (B, T, D) of the highest scores, in the order of the text.
+
+    If there are fewer, zeros come first. Nothing but keep_loss() teaches the scores: a choice has no gradient.
+    """
+
+    def __init__(self, M: int, D: int):
+        super().__init__()
+        self.M, self.score = M, nn.Linear(D, 1)
+
+    def forward(self, x, there):
+        """x (B, T, D), there (B, T) -> kept (B, M, D), weights (B, M, T) of 0 and 1, scores (B, T)."""
+        scores = self.score(x)[..., 0].masked_fill(~there, -torch.inf)
+        best = scores.topk(min(self.M, x.shape[1]), -1).indices
+        kept = torch.zeros_like(there).scatter(1, best, True) & there  # (B, T)
+        rank = kept.cumsum(1) + self.M - kept.sum(1, keepdim=True) - 1  # the last one kept is number M - 1
+        weights = kept[:, None] & (rank[:, None] == torch.arange(self.M, device=x.device)[:, None])
+        return weights.to(x) @ x, weights.to(x), scores
+
+
+def matches(x, there):
+    """Embeddings (B, T, C) -> (B, T, 3): cosine of the most similar other position, how far off it is, both multiplied.
+
+    What the question asks for stands where its words come again, and a small encoder does not find that out itself.
+    """
+    z = F.normalize(x, dim=-1)
+    same = (z @ z.transpose(1, 2)).masked_fill(~there[:, None] | torch.eye(x.shape[1], device=x.device).bool(), 0.0)
+    cosine, where = same.max(-1)
+    far = (where - torch.arange(x.shape[1], device=x.device)) / 100  # of the order of 1
+    return torch.stack([cosine, far, cosine * far], -1)
 
 
 class Encoder(nn.Module):
-    """Bytes, or embeddings of models with these `widths`, -> M latents of width D."""
+    """Bytes, or embeddings of models with these `widths`, -> M latents of width D; pool: place (Pool) or select."""
 
-    def __init__(self, M: int, D: int, n_layer: int, n_head: int, patch: int, widths: list[int]):
+    def __init__(self, M: int, D: int, n_layer: int, n_head: int, patch: int, widths: list[int], pool: str):
         super().__init__()
         self.patch = patch
         if widths:
-            self.embed = nn.ModuleList(nn.Linear(C, D) for C in widths)
+            self.embed, self.match = nn.ModuleList(nn.Linear(C, D) for C in widths), nn.Linear(3, D)
         else:
             self.embed = nn.Embedding(256, D)
             self.conv = nn.Conv1d(D, D, 2 * patch, stride=patch, padding=patch // 2)
         self.blocks = nn.ModuleList(Block(D, n_head) for _ in range(n_layer))
-        self.ln, self.pool = nn.LayerNorm(D), Pool(M, D, n_head)
+        self.ln, self.pool = nn.LayerNorm(D), Select(M, D) if pool == "select" else Pool(M, D, n_head)
         self.last, self.ln_out = Block(D, n_head), nn.LayerNorm(D)
 
     def forward(self, x, lengths: list[int], model: int = 0):
         """Bytes (B, T) or embeddings (B, T, C) of model number `model`, rows padded on the right; lengths: ints (B,).
 
-        Returns latents (B, M, D) and the weights (B, M, positions) with which they look at the text.
+        Returns latents (B, M, D), the weights (B, M, positions) with which they look at the text and, from Select,
+        the scores (B, positions) of keeping one, else None.
         """
         n = torch.tensor(lengths, device=x.device)
         there = torch.arange(x.shape[1], device=x.device) < n[:, None]
         if x.dim() == 3:
-            h = self.embed[model](F.layer_norm(x, x.shape[-1:]))  # models differ in the scale of their embeddings
+            x = F.layer_norm(x, x.shape[-1:])  # models differ in the scale of their embeddings
+            h = self.embed[model](x) + self.match(matches(x, there))
         else:
             h = self.embed(x) * there[..., None]  # what a convolution sees of the padding is zero for every T
             h = F.gelu(self.conv(F.pad(h, (0, 0, 0, -x.shape[1] % self.patch)).transpose(1, 2))).transpose(1, 2)
             there = torch.arange(h.shape[1], device=x.device) < -(-n // self.patch)[:, None]
         for block in self.blocks:
             h = block(h, there)
-        z, weights = self.pool(self.ln(h), there)
-        return self.ln_out(self.last(z)), weights
+        z, weights, scores = self.pool(self.ln(h), there)
+        return self.ln_out(self.last(z)), weights, scores
 
 
 def calibrate(z, rms: float):
@@ -131,39 +165,41 @@ class Wire(nn.Module):
 
     reader: bytes (one reading for all models), or tokens: each model's own frozen embeddings of its own tokens.
     skip (tokens only): the adapter adds to the embeddings themselves, pooled with the encoder's weights, so that
-    training starts from mean-pooled text and can learn to select from it.
+    training starts from mean-pooled text, or with pool="select" from M tokens of the text.
     """
 
-    def __init__(self, lms: list[FrozenLM], M, D, n_layer, n_head, patch, reader: str, skip: bool, gain: float):
+    def __init__(self, lms: list[FrozenLM], M, D, n_layer, n_head, patch, reader: str, pool, skip: bool, gain: float):
         super().__init__()
         self.lms, self.M, self.reader, self.skip = lms, M, reader, skip  # a list: not a submodule, nothing of it trains
-        self.encoder = Encoder(M, D, n_layer, n_head, patch, [lm.width for lm in lms] if reader == "tokens" else [])
+        widths = [lm.width for lm in lms] if reader == "tokens" else []
+        self.encoder = Encoder(M, D, n_layer, n_head, patch, widths, pool)
         self.encoder.to(lms[0].device)
         self.adapters = nn.ModuleList(Adapter(D, lm.width, lm.rms, gain, skip).to(lm.device) for lm in lms)
 
-    def forward(self, texts: list[str]) -> list[torch.Tensor]:
-        """Texts -> a prefix (B, M, C) for each model, fp32, on that model's device."""
-        dev, shared, out = self.lms[0].device, None, []
+    def forward(self, texts: list[str]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Texts -> for each model a prefix (B, M, C), fp32, on its device; with Select, for each reading its scores."""
+        prefixes, scores = [], []
         for i, (lm, adapter) in enumerate(zip(self.lms, self.adapters, strict=True)):
-            base = None
-            if self.reader == "tokens":
-                rows = [lm.embed_ids(lm.encode(t)).float() for t in texts]
-                x = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(dev)
-                latents, weights = self.encoder(x, [len(r) for r in rows], i)
-                base = (weights @ x).to(lm.device) if self.skip else None
-            else:
-                if shared is None:
-                    rows = [torch.tensor(list(utf8(t))) for t in texts]
-                    x = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(dev)
-                    shared, _ = self.encoder(x, [len(r) for r in rows])
-                latents = shared
-            out.append(adapter(latents.to(lm.device), base))
-        return out
+            if self.reader == "tokens" or i == 0:  # bytes are read once for all models
+                x, lengths = self.embedded(texts, lm)
+                latents, weights, found = self.encoder(x, lengths, i)
+                scores += [] if found is None else [found]
+            base = (weights @ x).to(lm.device) if self.skip else None
+            prefixes.append(adapter(latents.to(lm.device), base))
+        return prefixes, scores
+
+    def embedded(self, texts: list[str], lm: FrozenLM) -> tuple[torch.Tensor, list[int]]:
+        """What the encoder reads, padded on the right: bytes (B, T), or embeddings (B, T, C) by `lm`; lengths."""
+        if self.reader == "tokens":
+            rows = [lm.embed_ids(lm.encode(t)).float() for t in texts]
+        else:
+            rows = [torch.tensor(list(utf8(t))) for t in texts]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.lms[0].device), [len(r) for r in rows]
 
     @torch.no_grad()
     def encode(self, texts: list[str], bsz: int) -> list[torch.Tensor]:
         """The same for any number of texts, without gradients, on the CPU."""
-        parts = [[p.cpu() for p in self(texts[i : i + bsz])] for i in range(0, len(texts), bsz)]
+        parts = [[p.cpu() for p in self(texts[i : i + bsz])[0]] for i in range(0, len(texts), bsz)]
         return [torch.cat(p) for p in zip(*parts, strict=True)]
 
     def scale_penalty(self) -> torch.Tensor:
@@ -191,60 +227,3 @@ class Wire(nn.Module):
                 reason = str(e).strip().splitlines()[-1].strip()
                 raise UserError(f"{folder / name} does not fit this config: {reason}") from e
         return self
-
-
-# --- warm start
-def pool_text(embeddings, M: int):
-    """Embeddings (n, C) of a text -> (M, C): means of M pieces in order, which overlap if M does not divide n."""
-    return F.adaptive_avg_pool1d(embeddings.T[None], M)[0].T
-
-
-def mixed(texts: list[str], more: str, max_bytes: int, random) -> list[str]:
-    """The texts, every other one replaced by a piece of `more`, 100 to max_bytes long, if there is any."""
-    texts = list(texts)
-    for i in range(0, len(texts) if more else 0, 2):
-        start, n = random.integers(max(1, len(more) - 200)), random.integers(100, max_bytes)
-        texts[i] = utf8(more[start : start + n])[:max_bytes].decode(errors="ignore")
-    return texts
-
-
-def warm_step(wire: Wire, texts: list[str]) -> float:
-    """Gradients of the mean squared difference between prefixes and mean-pooled text, both of RMS 1 -> the latter."""
-    total = 0.0
-    for lm, prefix in zip(wire.lms, wire(texts), strict=True):
-        target = torch.stack([pool_text(lm.embed_ids(lm.encode(t)).float(), wire.M) for t in texts])
-        difference = calibrate(prefix, 1.0) - calibrate(target, 1.0)
-        total = total + difference.square().mean().to(wire.lms[0].device)
-    (total / len(wire.lms)).backward()
-    return total.item() / len(wire.lms)
-
-
-# --- the text-prompted teacher
-class Teacher:
-    """What a model says to the first k answer tokens when it reads the text, remembered from its first use on.
-
-    Row by row: what it says may not depend on a batch, or a resumed run would see something else. Only its KEPT
-    likeliest tokens are remembered, and all others as one.
-    """
-
-    KEPT = 64
-
-    def __init__(self, lm: FrozenLM, k: int):
-        self.lm, self.k, self.known = lm, k, {}
-
-    @torch.no_grad()
-    def __call__(self, name: str, text: str, answer: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row `name` -> log-probabilities and ids of the likeliest tokens, (min(k, len(answer)), KEPT) both."""
-        if name not in self.known:
-            prompt = self.lm.prompt([self.lm.embed_ids(self.lm.encode(text))], True)
-            logp = self.lm.answer_logits(*prompt, [answer[: self.k]])[0].log_softmax(-1)
-            self.known[name] = tuple(logp.topk(min(self.KEPT, logp.shape[-1])))
-        return self.known[name]
-
-
-def divergence(logp, teacher_logp, ids) -> torch.Tensor:
-    """KL(teacher || student), summed over R tokens: logp (R, V) of the student, teacher_logp and ids (R, KEPT)."""
-    rest = lambda x: torch.log1p(-x.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
-    ours = logp.gather(-1, ids)
-    ours, theirs = torch.cat([ours, rest(ours)], -1), torch.cat([teacher_logp, rest(teacher_logp)], -1)
-    return (theirs.exp() * (theirs - ours)).sum()

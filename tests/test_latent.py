@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import frozen_lm, latent
+from common import frozen_lm, latent, latent_targets
 from common.errors import UserError
 from common.tokenizer import Bytes
 from conftest import ROOT, random_model
@@ -68,9 +68,9 @@ def train():
     return runpy.run_path(str(ROOT / "train_latent.py"))
 
 
-def wire_of(*lms, M=4, reader="bytes", skip=False, gain=1.0):
+def wire_of(*lms, M=4, reader="bytes", pool="place", skip=False, gain=1.0):
     torch.manual_seed(1)
-    return latent.Wire(list(lms), M, 16, 1, 2, 2, reader, skip, gain)
+    return latent.Wire(list(lms), M, 16, 1, 2, 2, reader, pool, skip, gain)
 
 
 def example(text, answer):
@@ -197,11 +197,14 @@ def test_without_transformers_the_rest_works(monkeypatch, tmp_path):
 
 
 # --- the wire
-@pytest.mark.parametrize(("reader", "skip"), [("bytes", False), ("tokens", False), ("tokens", True)])
-def test_a_prefix_does_not_depend_on_batch_mates(all_lms, reader, skip):
-    wire = wire_of(all_lms("rwkv"), reader=reader, skip=skip)
+@pytest.mark.parametrize(
+    ("reader", "pool", "skip"),
+    [("bytes", "place", False), ("tokens", "place", False), ("tokens", "place", True), ("tokens", "select", True)],
+)
+def test_a_prefix_does_not_depend_on_batch_mates(all_lms, reader, pool, skip):
+    wire = wire_of(all_lms("rwkv"), reader=reader, pool=pool, skip=skip)
     short = TEXTS[0][:31]  # not a multiple of the patch
-    (alone,), (together,) = wire([short]), wire([short, TEXTS[1]])
+    (alone,), (together,) = wire([short])[0], wire([short, TEXTS[1]])[0]
     assert torch.allclose(alone[0], together[0], atol=1e-6)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
@@ -210,7 +213,7 @@ def test_a_prefix_has_the_rms_it_should(all_lms):
     wire = wire_of(all_lms("rwkv"), gain=1.15)
     with torch.no_grad():
         wire.adapters[0].scale.fill_(2.0)
-    rms = wire(TEXTS)[0].square().mean((1, 2)).sqrt()
+    rms = wire(TEXTS)[0][0].square().mean((1, 2)).sqrt()
     assert torch.allclose(rms, torch.full((2,), 1.15 * 2.0 * all_lms("rwkv").rms), rtol=1e-5)
     assert wire.scale_penalty().item() == 1.0
 
@@ -219,26 +222,58 @@ def test_with_skip_the_untrained_prefix_is_the_text_in_pieces(all_lms):
     lm = all_lms("rwkv")
     text = "a" * 20 + "b" * 20 + "c" * 20 + "d" * 20
     wire = wire_of(lm, reader="tokens", skip=True)
-    prefix, letters = wire([text])[0][0], lm.embed_ids([*b"abcd"])
+    prefix, letters = wire([text])[0][0][0], lm.embed_ids([*b"abcd"])
     match = F.cosine_similarity(prefix[:, None], letters[None], dim=-1)
     assert match.argmax(-1).tolist() == [0, 1, 2, 3]
     assert match.diagonal().min() > 0.8
-    assert torch.allclose(latent.pool_text(lm.embed_ids([*text.encode()]), 4), letters, atol=1e-6)
-    one = latent.pool_text(lm.embed_ids([*b"ab"]), 4)
+    assert torch.allclose(latent_targets.pool_text(lm.embed_ids([*text.encode()]), 4), letters, atol=1e-6)
+    one = latent_targets.pool_text(lm.embed_ids([*b"ab"]), 4)
     assert torch.equal(one, letters[[0, 0, 1, 1]]), "a text shorter than the prefix is stretched"
 
 
-@pytest.mark.parametrize("reader", ["bytes", "tokens"])
-def test_gradients_reach_encoder_and_adapters_only(train, all_lms, lm, reader):
+def test_selection_keeps_the_best_positions_in_order(all_lms):
+    lm = all_lms("rwkv")
+    wire = wire_of(lm, M=3, reader="tokens", pool="select", skip=True)
+    (prefix,), (scores,) = wire(["abcdef", "xy"])
+    best = "".join("abcdef"[i] for i in sorted(scores[0].topk(3).indices.tolist()))
+    similarity = F.cosine_similarity(prefix[0], lm.embed_ids([*best.encode()]), dim=-1)
+    assert torch.allclose(similarity, torch.ones(3), atol=1e-5), "untrained, it is embeddings of the text"
+    assert prefix[1, 0].abs().max() == 0, "a shorter text comes after zeros"
+    assert F.cosine_similarity(prefix[1, 1:], lm.embed_ids([*b"xy"]), dim=-1).min() > 0.999
+
+
+def test_what_is_worth_keeping_is_learnt(all_lms):
+    """The question, and of the context the sentence with the answer, both of which the score alone can find again."""
+    context, question = "It rained. The mill was built by Anna in May. It stands near Ulm.", "Question: Who built it?\n"
+    text = f"{context}\n\n{question}"
+    spans = latent_targets.relevant(text, question, "Anna")
+    assert [text[a:b].strip() for a, b in spans] == [question.strip(), "Anna", "The mill was built by Anna in May."]
+    assert latent_targets.relevant(text, question, "yes") == spans[:1], "an answer that is not in the text"
+    wire = wire_of(all_lms("rwkv"), M=len(text) // 2, reader="tokens", pool="select", skip=True)
+    optimizer, losses = torch.optim.AdamW(wire.parameters(), 0.01), []
+    for _ in range(60):
+        scores = wire([text])[1]
+        loss = latent_targets.keep_loss(wire, scores, [(text, spans)])
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.2 * losses[0]
+    at = text.index("Anna")
+    assert scores[0][0, at : at + 4].min() > 0 > scores[0][0, :9].max()
+
+
+@pytest.mark.parametrize(("reader", "pool"), [("bytes", "place"), ("tokens", "place"), ("tokens", "select")])
+def test_gradients_reach_encoder_and_adapters_only(train, all_lms, lm, reader, pool):
     lms = [lm] if lm.name == "rwkv" else [all_lms("rwkv"), lm]
     for m in lms:
         m.set_frame("text", "Answer: ", "after")
-    before, wire = [checksum(m) for m in lms], wire_of(*lms, reader=reader, skip=reader == "tokens")
+    before, wire = [checksum(m) for m in lms], wire_of(*lms, reader=reader, pool=pool, skip=reader == "tokens")
     optimizer = torch.optim.AdamW(wire.parameters(), 0.01)
     g = train["answer_loss"].__globals__
     g.update(kl_weight=1.0, kl_tokens=2)
-    teachers, losses = [latent.Teacher(m, 2) for m in lms], []
-    for step in range(6):
+    teachers, losses = [latent_targets.Teacher(m, 2) for m in lms], []
+    for step in range(12):
         losses.append(train["training_step"](wire, ROWS, teachers))
         for name, p in wire.named_parameters():
             assert p.grad is not None, name
@@ -262,7 +297,7 @@ def test_model_after_model_gives_the_gradient_of_the_sum(train, all_lms):
     loss = train["training_step"](wire, ROWS, [None, None])
     got = {n: p.grad.clone() for n, p in wire.named_parameters()}
     wire.zero_grad()
-    total = sum(train["answer_loss"](m, p, ROWS) for m, p in zip(lms, wire(TEXTS), strict=True))
+    total = sum(train["answer_loss"](m, p, ROWS) for m, p in zip(lms, wire(TEXTS)[0], strict=True))
     total = total + 0.05 * 0.5**2
     assert loss == pytest.approx(total.item(), rel=1e-6)
     (total + 0.05 * (wire.adapters[1].scale - 1) ** 2).backward()
@@ -289,11 +324,11 @@ def test_divergence_from_the_teacher(all_lms):
     a, b = (torch.randn(5, 40, generator=g).log_softmax(-1) for _ in range(2))
     top = a.topk(40)
     whole = F.kl_div(b, a, log_target=True, reduction="sum").item()
-    assert latent.divergence(b, *top).item() == pytest.approx(whole, abs=1e-3)
-    assert latent.divergence(a, *a.topk(6)).item() == pytest.approx(0, abs=1e-5)
-    partial = latent.divergence(b, *a.topk(6)).item()
+    assert latent_targets.divergence(b, *top).item() == pytest.approx(whole, abs=1e-3)
+    assert latent_targets.divergence(a, *a.topk(6)).item() == pytest.approx(0, abs=1e-5)
+    partial = latent_targets.divergence(b, *a.topk(6)).item()
     assert 0 < partial < whole, "merging tokens can only hide a difference"
-    teacher = latent.Teacher(all_lms("rwkv"), 2)
+    teacher = latent_targets.Teacher(all_lms("rwkv"), 2)
     logp, ids = teacher("row", TEXTS[0], [65, 66, 67])
     assert logp.shape == ids.shape == (2, 64)
     assert teacher("row", "", [])[0] is logp, "remembered"
@@ -304,7 +339,9 @@ def test_the_warm_start_approaches_pooled_text(all_lms, reader):
     wire = wire_of(all_lms("rwkv"), reader=reader)
     optimizer, losses = torch.optim.AdamW(wire.parameters(), 0.01), []
     for _ in range(40):
-        losses.append(latent.warm_step(wire, TEXTS))
+        loss = latent_targets.pooling_loss(wire, TEXTS)
+        loss.backward()
+        losses.append(loss.item())
         optimizer.step()
         optimizer.zero_grad()
     assert losses[0] > 1, "unrelated directions are 2 apart"

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from common import run
+from common import latent_tables, run
+from common.errors import UserError
 from conftest import ROOT, random_model
 
 TINY = """
@@ -97,9 +99,10 @@ def test_a_run_leaves_a_complete_record(tiny, latent_run):
     assert "class Wire" in (folder / "log.txt").read_text()
 
 
-def test_a_stopped_run_goes_on_with_identical_losses(tiny, latent_run, monkeypatch):
+@pytest.mark.parametrize("reader", [["bytes"], ["tokens", "--pool=select", "--skip"]])
+def test_a_stopped_run_goes_on_with_identical_losses(tiny, latent_run, monkeypatch, reader):
     """Stopped in the middle of an epoch, with a teacher and foreign text in the warm start."""
-    settings = ("--kl_weight=0.5", f"--warm_text={ROOT / 'README.md'}")
+    settings = ("--kl_weight=0.5", f"--warm_text={ROOT / 'README.md'}", f"--reader={reader[0]}", *reader[1:])
     assert latent_run(tiny, *settings, out="whole")[0] is None
     progress = run.Recorder.progress
 
@@ -145,6 +148,27 @@ def test_cached_latents_are_the_fresh_ones(tiny, latent_run):
     assert losses_of(runs[0])[1] == losses_of(runs[1])[1]
 
 
+def test_runs_become_one_table_and_a_figure(tiny, latent_run, tmp_path):
+    options = ("--reader=tokens", "--pool=select", "--skip", "--epochs=1")
+    dirs = [str(latent_run(tiny, *options, f"--n_latents={m}", out=f"m{m}")[2]) for m in (5, 3)]
+    record = tmp_path / "latent.jsonl"
+    latent_tables.collect(record, dirs)
+    assert latent_tables.is_latent(record)
+    rows = [line.split(" | ") for line in latent_tables.table(record).splitlines() if line.startswith("| m |")]
+    assert [(r[2], r[3]) for r in rows[:8]] == [
+        ("-", "text"),
+        ("-", "no context"),
+        *((m, kind) for m in "35" for kind in ("token budget", "**latent**", "shuffled latent")),
+    ]
+    result = json.loads((Path(dirs[0]) / "result.json").read_text())["result"]["models"]["m"]
+    assert rows[6][4:6] == [f"{result['latent'][k]:.3f}" for k in ("em", "f1")], "M = 5 comes last"
+    assert [r[3] for r in rows[8:]] == ["5", "5"], "steps, 2 of them of the warm start"
+    latent_tables.figure(record).savefig(tmp_path / "a.png")
+    other = latent_run(tiny, *options, "--n_val=4", out="other")[2]
+    with pytest.raises(UserError, match="val_hash"):
+        latent_tables.collect(record, [*dirs, str(other)])
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -153,6 +177,7 @@ def test_cached_latents_are_the_fresh_ones(tiny, latent_run):
         (["--models=['nowhere.gguf']"], ["nowhere.gguf"]),
         (["--devices=['cpu', 'cpu']"], ["devices", "1 models"]),
         (["--skip"], ["skip=True", "reader='tokens'"]),
+        (["--pool=select"], ["pool='select'", "reader='tokens'"]),
         (["--width=18"], ["width=18"]),
         (["--n_val=1"], ["n_val", "at least 2"]),
         (["--bsz=100"], ["bsz=100"]),
