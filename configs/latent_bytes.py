@@ -7,14 +7,18 @@ training rows and on pieces of any plain text, which is cheap because no languag
 """
 
 models = ["data/SmolLM2-135M-Instruct.Q4_1.gguf", "data/gemma-3-270m-q4_k_m.gguf"]
+dtype = "bfloat16"
 task_args = {"question": "last"}
 reader = "bytes"
 n_latents = 32
-warm_steps = 1000
+n_layer = 2
+anchor_text = 'The answer is "'
 kl_weight = 0.5
+warm_steps = 300
 lr = 5e-4
 lr_schedule = "cosine"
-epochs = 10
+epochs = 4
 min_new_tokens = 1
 eos_ban_steps = 0
+eval_bsz = 20
 threads = 2

@@ -31,4 +31,5 @@ lr_schedule = "cosine"
 epochs = 2
 min_new_tokens = 1
 eos_ban_steps = 0
+eval_bsz = 20
 threads = 2
