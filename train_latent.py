@@ -58,7 +58,7 @@ skip = False  # with tokens: prefix = pooled embeddings + adapter, so that train
 gain = 1.0  # of the prefix, over the RMS of the model's input embeddings
 anchor = "text"  # what stands between prefix and answer: text | chat (the template, where a model has one) | none
 anchor_text = "Answer: "
-bos = "none"  # none | after (between anchor and answer) | before (the prefix)
+bos = "none"  # none | after (between anchor and answer) | before (the prefix) | text: as the model's texts start
 # the objective
 first_weight = 0.5  # of the first answer token's cross-entropy, counted again
 scale_weight = 0.05  # of (scale - 1)^2 of the adapters
@@ -97,7 +97,7 @@ seed = 0  # of the initial weights and the order of the batches
 data_seed = 1234  # of the split and of what is cut
 
 CHOICES = dict(dtype=["float32", "bfloat16"], reader=["bytes", "tokens"], pool=["place", "select"],
-               anchor=["text", "chat", "none"], bos=["none", "after", "before"], lr_schedule=[*optim.SCHEDULES],
+               anchor=["text", "chat", "none"], bos=["none", "after", "before", "text"], lr_schedule=[*optim.SCHEDULES],
                latents=["fresh", "cached"], device=["auto", "cpu", "cuda"])  # fmt: skip
 TEXT, LATENT, SHUFFLED, BUDGET, QUESTION = "text", "latent", "shuffled latent", "token budget", "no context"
 SCORES = ("em", "f1", "nll", "first1", "first5")

@@ -83,8 +83,8 @@ class FrozenLM(ABC):
         """Decide what stands around the content of every prompt, and what an answer's own text begins with.
 
         anchor: text, chat (text where the model has no template) or none: what follows the content. bos: none, after or
-        before, of a prefix; a text starts as the tokenizer always starts one. A space that ends `text` goes to the
-        answer, because that is how the tokens of a running text are cut.
+        before, of a prefix; text: where a text has it, which always starts as the tokenizer starts one. A space that
+        ends `text` goes to the answer, because that is how the tokens of a running text are cut.
         """
         before, after, self.lead = [], self.encode(text.rstrip(" ")), " " * text.endswith(" ")
         if anchor == "chat" and (template := self.template()):
@@ -92,7 +92,8 @@ class FrozenLM(ABC):
         if anchor == "none":
             after, self.lead = [], ""
         mark = [] if self.bos_id is None else [self.bos_id]
-        start = {True: self.text_start, False: mark if bos == "before" else []}  # a template may have it already
+        # a template may have it already
+        start = {True: self.text_start, False: {"before": mark, "text": self.text_start}.get(bos, [])}
         self.before = {k: before if before[: len(v)] == v else v + before for k, v in start.items()}
         self.after = {True: after, False: after + mark if bos == "after" else after}
 

@@ -158,6 +158,9 @@ def test_frames(all_lms):
     assert llama.decode(llama.before[False]) == "["
     assert llama.before[False].count(llama.bos_id) == 1, "the template has it already"
     assert llama.decode(llama.after[False]) == "]says:"
+    for lm, start in ((rwkv, []), (llama, llama.text_start)):
+        lm.set_frame("text", "Answer: ", "text")
+        assert lm.before[False] == lm.before[True] == start
 
 
 def test_rms_is_that_of_the_input_embeddings(lm):

@@ -181,7 +181,7 @@ def test_runs_become_one_table_and_a_figure(tiny, latent_run, tmp_path):
         (["--width=18"], ["width=18"]),
         (["--n_val=1"], ["n_val", "at least 2"]),
         (["--bsz=100"], ["bsz=100"]),
-        (["--bos=maybe"], ["bos", "none, after, before"]),
+        (["--bos=maybe"], ["bos", "none, after, before, text"]),
         (["--warm_text=nowhere.txt"], ["nowhere.txt"]),
         (["--init=nowhere"], ["nowhere"]),
         (["--future_seed"], ["seed.pt"]),
