@@ -58,6 +58,7 @@ skip = False  # with tokens: prefix = pooled embeddings + adapter, so that train
 gain = 1.0  # of the prefix, over the RMS of the model's input embeddings
 anchor = "text"  # what stands between prefix and answer: text | chat (the template, where a model has one) | none
 anchor_text = "Answer: "
+answer_end = ""  # text that ends an answer, e.g. the quotation mark that the anchor opens; "" = end-of-text
 bos = "none"  # none | after (between anchor and answer) | before (the prefix) | text: as the model's texts start
 # the objective
 first_weight = 0.5  # of the first answer token's cross-entropy, counted again
@@ -79,7 +80,7 @@ epochs = 5  # 0 = evaluate only
 # decoding
 max_new_tokens = 12
 min_new_tokens = 3  # no answer ends before
-eos_ban_steps = 6  # no end-of-text in so many first steps; an answer also ends with its first line
+eos_ban_steps = 6  # no end-of-text in so many first steps; an answer also ends with its first line and at answer_end
 first_token_top_p = 1.0
 first_token_temperature = 0.0  # 0 = greedy, as all further tokens are
 latents = "fresh"  # fresh | cached: encode the validation rows for every use, or once an evaluation
@@ -132,7 +133,7 @@ def build_wire(dev) -> latent.Wire:
     lms = []
     for name, where in zip(models, devices or [dev] * len(models), strict=True):
         lms.append(frozen_lm.load(name, getattr(torch, dtype), torch.device(where), four_bit, future_seed))
-        lms[-1].set_frame(anchor, anchor_text, bos)
+        lms[-1].set_frame(anchor, anchor_text, bos, answer_end)
     torch.manual_seed(seed)
     wire = latent.Wire(lms, n_latents, width, n_layer, n_head, patch, reader, pool, skip, gain)
     return wire.load(Path(init)) if init and not resume else wire
@@ -208,7 +209,7 @@ def ask(lm, contents, rows, is_text: bool) -> tuple[dict, list[str]]:
             hits += better < 1, better < 5
         out = frozen_lm.generate(lm, first, state, max_new_tokens, min_new_tokens, eos_ban_steps,
                                  first_token_top_p, first_token_temperature, draws)  # fmt: skip
-        texts |= {i: lm.decode(ids).strip().split("\n")[0] for i, ids in zip(at, out, strict=True)}
+        texts |= {i: lm.answer_text(ids) for i, ids in zip(at, out, strict=True)}
     got, (first1, first5) = [texts[i] for i in range(len(rows))], (hits / len(rows)).tolist()
     scores = score_answers([e.meta["answers"] for e in rows], got)
     return dict(scores, nll=nll / count, first1=first1, first5=first5), got

@@ -79,14 +79,15 @@ class FrozenLM(ABC):
     def embed_ids(self, ids: list[int]) -> torch.Tensor:
         return self.embed(torch.tensor(ids, dtype=torch.long, device=self.device))
 
-    def set_frame(self, anchor: str, text: str, bos: str) -> None:
+    def set_frame(self, anchor: str, text: str, bos: str, end: str = "") -> None:
         """Decide what stands around the content of every prompt, and what an answer's own text begins with.
 
         anchor: text, chat (text where the model has no template) or none: what follows the content. bos: none, after or
         before, of a prefix; text: where a text has it, which always starts as the tokenizer starts one. A space that
-        ends `text` goes to the answer, because that is how the tokens of a running text are cut.
+        ends `text` goes to the answer, because that is how the tokens of a running text are cut. end: what closes an
+        answer instead of end-of-text.
         """
-        before, after, self.lead = [], self.encode(text.rstrip(" ")), " " * text.endswith(" ")
+        before, after, self.lead, self.end = [], self.encode(text.rstrip(" ")), " " * text.endswith(" "), end
         if anchor == "chat" and (template := self.template()):
             (before, after), self.lead = map(self.encode, template), " " * template[1].endswith(":")
         if anchor == "none":
@@ -103,8 +104,13 @@ class FrozenLM(ABC):
         return left_pad([torch.cat([before, c.to(before), after]) for c in contents])
 
     def answer(self, text: str, close=True) -> list[int]:
-        """Ids of an answer as it continues a prompt, closed by end-of-text."""
-        return self.encode(self.lead + text) + [self.eos_id] * close
+        """Ids of an answer as it continues a prompt, closed by what set_frame() said or by end-of-text."""
+        return self.encode(self.lead + text + self.end * close) + [self.eos_id] * (close and not self.end)
+
+    def answer_text(self, ids: list[int]) -> str:
+        """The first line of what was generated, and of that what stands before an end that set_frame() gave."""
+        line = self.decode(ids).strip().split("\n")[0]
+        return line.split(self.end)[0] if self.end else line
 
     @torch.no_grad()
     def measure_rms(self, V: int) -> float:

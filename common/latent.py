@@ -156,7 +156,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, latents, base=None):
-        z = self.linear(latents)
+        z = self.rms * self.linear(latents)  # so that a rate means the same to models with small and large embeddings
         return self.gain * self.scale * calibrate(z if base is None else z + base, self.rms)
 
 

@@ -13,6 +13,7 @@ reader = "bytes"
 n_latents = 32
 n_layer = 2
 anchor_text = 'The answer is "'
+answer_end = '"'
 bos = "text"
 kl_weight = 0.5
 warm_steps = 300

@@ -24,6 +24,7 @@ skip = True
 n_latents = 128
 n_layer = 2
 anchor_text = 'The answer is "'
+answer_end = '"'
 bos = "text"
 kl_weight = 0.5
 warm_steps = 150

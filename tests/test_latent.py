@@ -158,6 +158,10 @@ def test_frames(all_lms):
     assert llama.decode(llama.before[False]) == "["
     assert llama.before[False].count(llama.bos_id) == 1, "the template has it already"
     assert llama.decode(llama.after[False]) == "]says:"
+    rwkv.set_frame("text", 'It is "', "none", '"')
+    assert rwkv.answer("x") == [*b'x"']
+    assert rwkv.answer("x", close=False) == [*b"x"]
+    assert rwkv.answer_text([*b' a b" is\nc']) == "a b"
     for lm, start in ((rwkv, []), (llama, llama.text_start)):
         lm.set_frame("text", "Answer: ", "text")
         assert lm.before[False] == lm.before[True] == start
