@@ -9,10 +9,9 @@ Downloads SQuAD (35 MB) once, or takes your file: --task_args='{"question": "las
 rows are of articles that training never sees. The models' files are 98 and 253 MB; unpacked to fp32 they take 1.6 GB.
 
 The encoder reads each model's own token embeddings and keeps M of them; what is worth keeping it learns first, from
-where the answers stand, without running a model. What it adds to them is learnt from the answers and from what the same
-model says when it reads the whole text. The anchor matters much to models this small: after "Answer: " both begin a
-sentence. SQuAD's answers have two or three tokens, so end-of-text is never banned here: with the published 3 and 6
-steps no short answer could be exact.
+where the answers stand, without running a model. What it adds to them is learnt from the answers. The anchor matters
+much to models this small: after "Answer: " both begin a sentence. SQuAD's answers have two or three tokens, so
+end-of-text is never banned here: with the published 3 and 6 steps no short answer could be exact.
 """
 
 models = ["data/SmolLM2-135M-Instruct.Q4_1.gguf", "data/gemma-3-270m-q4_k_m.gguf"]
@@ -26,9 +25,8 @@ n_layer = 2
 anchor_text = 'The answer is "'
 answer_end = '"'
 bos = "text"
-kl_weight = 0.5
 warm_steps = 150
-lr = 5e-4
+lr = 2e-4
 lr_schedule = "cosine"
 epochs = 2
 min_new_tokens = 1
