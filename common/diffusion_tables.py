@@ -26,6 +26,10 @@ def scores(rows: list[dict], arm: str) -> list[float]:
     return [r[arm][r["metric"]] for r in rows]
 
 
+def cell(rows: list[dict], arm: str) -> str:
+    return plus_minus(scores(rows, arm), 3) if arm in rows[0] else "-"
+
+
 def arms_table(paths: list[str | Path], published: list[dict]) -> str:
     """One row a file: all arms and controls, the ceiling of a reader without a seed, and what was published."""
     head = ["task", "steps", "n", "causal ceiling", "off", "**on**", "on - off, pp", "trained start state",
@@ -34,14 +38,13 @@ def arms_table(paths: list[str | Path], published: list[dict]) -> str:
     for path in paths:
         rows = load(path)
         one, name, ceiling = rows[0], Path(path).stem, rows[0]["levels"].get("causal ceiling")
-        off, on = scores(rows, "off"), scores(rows, "on")
         controls = [[r["on"]["controls"][s][r["metric"]] for r in rows] for s in SUBSTITUTES[1:]]
         before = next((p for p in published if p["record"] == name), None)
         body.append((
             name.removeprefix("diffusion_"), str(one["config"]["max_steps"]), str(len(rows)),
-            f"{ceiling:.3f}" if ceiling else "-", plus_minus(off, 3), f"**{plus_minus(on, 3)}**",
-            effect_cells(paired(off, on))[0],
-            plus_minus(scores(rows, "start"), 3) if "start" in one else "-",
+            f"{ceiling:.3f}" if ceiling else "-", cell(rows, "off"), f"**{cell(rows, 'on')}**",
+            effect_cells(paired(scores(rows, "off"), scores(rows, "on")))[0] if "off" in one else "-",
+            cell(rows, "start"),
             *(f"{mean_sd(c)[0]:.3f}" for c in controls),
             f"{before['off']:.3f}, {before['on']:.3f}" if before else "-",
         ))  # fmt: skip
