@@ -9,6 +9,7 @@ training rows and on pieces of any plain text, which is cheap because no languag
 models = ["data/SmolLM2-135M-Instruct.Q4_1.gguf", "data/gemma-3-270m-q4_k_m.gguf"]
 dtype = "bfloat16"
 task_args = {"question": "last"}
+n_train = 500  # what a core can do; 0 = all
 reader = "bytes"
 n_latents = 32
 n_layer = 2
