@@ -22,10 +22,11 @@ from pathlib import Path
 
 from bench import measuring
 from common import diffusion_tables, latent_tables, records, run
-from common.diffusion_tables import BLUE, ORANGE
 from common.errors import UserError
 from common.tables import (
+    BLUE,
     ENVIRONMENT,
+    ORANGE,
     Comparison,
     agree,
     compare_table,

@@ -162,10 +162,10 @@ def answer_loss(lm, prefix, rows, teacher=None):
     return loss
 
 
-def what_to_keep(wire, scores, rows):
-    """0 unless there are scores."""
+def selection_loss(wire, scores, rows):
+    """What teaches the encoder which tokens to keep; of pool = "select" only."""
     spans = [(t := text_of(e), latent_targets.relevant(t, question_of(e), e.meta["answers"][0])) for e in rows]
-    return keep_weight * latent_targets.keep_loss(wire, scores, spans) if scores else torch.zeros(())
+    return keep_weight * latent_targets.keep_loss(wire, scores, spans)
 
 
 def training_step(wire, rows, teachers) -> float:
@@ -176,7 +176,9 @@ def training_step(wire, rows, teachers) -> float:
         loss = answer_loss(lm, end, rows, teacher)
         loss.backward()
         total += loss.item()
-    penalty = scale_weight * wire.scale_penalty() + what_to_keep(wire, scores, rows)
+    penalty = scale_weight * wire.scale_penalty()
+    if scores:
+        penalty = penalty + selection_loss(wire, scores, rows)
     torch.autograd.backward([*prefixes, penalty], [*(end.grad for end in ends), None])
     return total + penalty.item()
 
@@ -185,7 +187,7 @@ def warm_step(wire, rows, pieces: str, random) -> float:
     """Gradients of what can be learnt without running a model -> its loss."""
     texts = [text_of(e) for e in rows]
     if pool == "select":
-        loss = what_to_keep(wire, wire(texts)[1], rows)
+        loss = selection_loss(wire, wire(texts)[1], rows)
     else:
         loss = latent_targets.pooling_loss(wire, latent_targets.mixed(texts, pieces, max_bytes, random))
     loss.backward()

@@ -5,9 +5,7 @@ from pathlib import Path
 from common import records
 from common.errors import UserError
 from common.statistics import mean_sd, paired
-from common.tables import ENVIRONMENT, SUBSTITUTES, agree, effect_cells, markdown, plus_minus
-
-BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: distinct for colour-blind readers
+from common.tables import BLUE, ENVIRONMENT, ORANGE, SUBSTITUTES, agree, effect_cells, markdown, plus_minus
 
 
 def is_diffusion(path: str | Path) -> bool:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from common import records, run
 from common.errors import UserError
-from common.tables import markdown
+from common.tables import BLUE, ENVIRONMENT, ORANGE, markdown
 
-CONDITIONS = {"token budget": "#999999", "latent": "#D55E00", "shuffled latent": "#0072B2"}  # of each number of latents
+CONDITIONS = {"token budget": "grey", "latent": ORANGE, "shuffled latent": BLUE}  # of each number of latents
 SCORES = {"em": "EM", "f1": "F1", "nll": "NLL, nats/token", "first1": "first token", "first5": "in top 5"}
 PREFIX = ("rms", "embedding_rms", "std", "between_rows", "scale")
 
@@ -28,7 +28,7 @@ def collect(target: str, run_dirs: list[str]) -> None:
                                                   for m, f in r["models"].items()}} for r in evals]  # fmt: skip
         found.append({"kind": "latent", **run.read_json(d / "result.json"), "course": course})
     for r in found[1:]:
-        for key in ("val_hash", "base_sha256", "torch", "threads"):
+        for key in (*ENVIRONMENT, "threads"):
             if r[key] != found[0][key]:
                 raise UserError(f"{target}: runs differ in {key}: {r[key]} and {found[0][key]}")
     found.sort(key=lambda r: (r["config"]["reader"], r["config"]["pool"], r["config"]["n_latents"]))

@@ -47,18 +47,21 @@ def relevant(text: str, question: str, answer: str) -> list[tuple[int, int]]:
 def keep_loss(wire: Wire, scores: list[torch.Tensor], rows: list[tuple[str, list]]) -> torch.Tensor:
     """Binary cross-entropy of the scores against relevant() places; rows: (text, spans). Answers count five times.
 
-    A token belongs to a span by how many tokens the text before the span's ends has, which is exact to a token.
+    scores: (B, T) of each model's tokens, -inf where a text is over. A token belongs to a span by how many tokens the
+    text before the span's ends has, which is exact to a token.
     """
     total = 0.0
     for lm, s in zip(wire.lms, scores, strict=True):
-        target, weight = torch.zeros_like(s), s.isfinite().float()
+        there, target, weight = s.isfinite(), torch.zeros_like(s), torch.ones_like(s)
         for i, (text, spans) in enumerate(rows):
-            for n, (start, end) in enumerate(spans):
-                a, b = len(lm.encode(text[:start])), len(lm.encode(text[:end]))
-                target[i, a:b], weight[i, a:b] = 1.0, 5.0 if n == 1 else weight[i, a:b]
-        weight = weight * s.isfinite()
-        each = F.binary_cross_entropy_with_logits(s.masked_fill(weight == 0, 0.0), target, reduction="none")
-        total = total + (each * weight).sum() / weight.sum()
+            for n, span in enumerate(spans):
+                start, end = (len(lm.encode(text[:place])) for place in span)
+                target[i, start:end] = 1
+                if n == 1:
+                    weight[i, start:end] = 5
+        s, target, weight = s[there], target[there], weight[there]
+        loss = F.binary_cross_entropy_with_logits(s, target, weight, reduction="sum")
+        total = total + loss / weight.sum()
     return total / len(scores)
 
 

@@ -14,6 +14,7 @@ from common.statistics import MARGIN, RULES, Paired, holm, mean_sd, paired, verd
 ENVIRONMENT = ("val_hash", "base_sha256", "commit", "torch")  # must agree between the seeds of a comparison
 SUBSTITUTES = ("no seed", "another row's seed", "a random seed")  # evaluated with the trained seeded weights
 START, TWICE, ZERO = "trained start state", "read twice", "gate forced to zero"
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: distinct for colour-blind readers
 FIRST, FIRST_OFF = "instruction first", "instruction first, no seed"
 
 

@@ -47,6 +47,14 @@ def script(monkeypatch, capsys):
     return run
 
 
+def assert_one_sentence(error: str | None, words: list[str]) -> None:
+    """A script's last message is an error in one line that says all these words."""
+    assert error, "it should have failed"
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert all(w in error for w in words), error
+
+
 def random_model(n_layer=3, n_embd=128, vocab_size=50, head_size=64, seed=0, **sizes):
     """A model none of whose parameters is at a special value, so that every term of the equations counts."""
     from model import RWKV7, RWKVConfig

@@ -17,6 +17,7 @@ from common import config, records
 from common.errors import UserError
 from common.launch import execute
 from common.tables import comparison, search_tables
+from conftest import assert_one_sentence
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -224,9 +225,7 @@ def test_bad_input(search, monkeypatch, script, tmp_path, change, words):
     config = dict(task_config=str(tmp_path / "task.py")) | CONFIG | change
     (tmp_path / "find.py").write_text("".join(f"{k} = {v!r}\n" for k, v in config.items()))
     error, _ = script(tmp_path / "find.py", f"--out_dir={tmp_path}", name="search.py")
-    assert error.startswith("error: ")
-    assert "\n" not in error
-    assert words in error
+    assert_one_sentence(error, [words])
 
 
 def test_ray_absent_is_one_sentence(search, monkeypatch, script, tmp_path):
