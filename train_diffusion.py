@@ -41,6 +41,8 @@ n_layer = 2  # sizes of a model from scratch
 n_embd = 128
 head_size = 32
 out_init = 0.5  # from scratch: gain of the last matrices of all mixes; 0 = as officially, and slower here
+w0_first = [-5.0, 3.0]  # from scratch: att.w0 of the first layer, over the channels of each head; [] = as officially
+w0_above = [-6.0, -2.0]  # from scratch: the same of all other layers
 tokenizer = "bytes"  # world | bytes | chars:ALPHABET, in which _ is the mask
 vocab_file = ""  # vocabulary of the tokenizer, if not in its usual place
 # the data
@@ -68,6 +70,7 @@ fs_form = "start"  # start | attractor: every step also decays towards the seed,
 optimizer = "muon"  # adamw | muon: Muon for the matrices of the blocks, AdamW for the rest
 lr = 4e-3  # att.w0 gets twice as much, as officially
 muon_lr = 3e-2  # of the matrices if optimizer is muon
+muon_momentum = 0.9
 alpha_lr = 1e-2  # of the gate's parameters; 0 = fixed
 start_lr = 1e-2  # of the arm "start"
 weight_decay = 0.0  # of matrices
@@ -108,15 +111,26 @@ ARMS, DECODERS = ["off", "on", "start"], ["one pass", "iterative", "assignment"]
 
 
 # --- model
+@torch.no_grad()
+def from_scratch(tok) -> RWKV7:
+    """The official initialisation, but for what decides how soon a small model finds the place of a digit.
+
+    The first layer knows a place by how much of what stood there has decayed, and a head's readout is normalised by
+    itself: each head gets decays of all sizes, .996 to .561. A seed has to last until the masks: .999 to .930 above.
+    """
+    net = RWKV7(RWKVConfig(n_layer, n_embd, tok.vocab_size, head_size)).init_weights()
+    for block in net.blocks if out_init else ():
+        for output in (block.att.output, block.ffn.value):
+            torch.nn.init.orthogonal_(output.weight, gain=out_init)
+    for l, block in enumerate(net.blocks):
+        if ends := w0_above if l else w0_first:
+            block.att.w0.copy_(torch.linspace(*ends, head_size).repeat(n_embd // head_size))
+    return net
+
+
 def build_model(tok, dev) -> RWKV7:
     torch.manual_seed(seed)
-    if model:
-        net = RWKV7.load(fetch(model))
-    else:
-        net = RWKV7(RWKVConfig(n_layer, n_embd, tok.vocab_size, head_size)).init_weights()
-        for block in net.blocks if out_init else ():
-            for output in (block.att.output, block.ffn.value):
-                torch.nn.init.orthogonal_(output.weight, gain=out_init)
+    net = RWKV7.load(fetch(model)) if model else from_scratch(tok)
     tok.check(net.cfg.vocab_size)
     net.dtype, net.checkpointing = getattr(torch, dtype), checkpointing
     return net.to(dev)
@@ -165,10 +179,8 @@ def read(net, fs, rows):
     prompts, lengths = left_pad([e.prompt for e in rows])
     dev, P = net.emb.weight.device, prompts.shape[1]
     h, _ = net(prompts.to(dev), lengths=lengths, seed=fs)
-    i, p = torch.tensor([(i, P - len(e.prompt) + p) for i, e in enumerate(rows) for p in e.blanks], device=dev).unbind(
-        1
-    )
-    return h[i, p], torch.tensor([t for e in rows for t in e.answer], device=dev)
+    at = torch.tensor([(i, P - len(e.prompt) + p) for i, e in enumerate(rows) for p in e.blanks], device=dev)
+    return h[at[:, 0], at[:, 1]], torch.tensor([t for e in rows for t in e.answer], device=dev)
 
 
 # --- evaluation
@@ -215,8 +227,7 @@ def last_evaluations(net, fs, jobs: dict, mask_id: int) -> dict:
 
 def shown(tok, e, answer: list[int]) -> tuple[str, str, str]:
     """What stands around the masks, what should stand in them, what the model put there."""
-    around = e.prompt[max(0, e.blanks[0] - 40) : e.blanks[-1] + 41]
-    return tok.decode(around), tok.decode(e.answer), tok.decode(answer)
+    return tok.decode(e.prompt[max(0, e.blanks[0] - 40) : e.blanks[-1] + 41]), tok.decode(e.answer), tok.decode(answer)
 
 
 # --- loop
@@ -239,7 +250,7 @@ def train(run_dir: Path, arm: str, jobs: dict, tok, dev) -> dict:
     net, job = build_model(tok, dev), jobs["validation"]
     fs = build_seed(arm, net, dev)
     rates = dict(alpha=alpha_lr, u=alpha_lr, beta=alpha_lr, S=start_lr)
-    of_muon = muon_lr if optimizer == "muon" else None
+    of_muon = dict(lr=muon_lr, momentum=muon_momentum) if optimizer == "muon" else None
     optimizers = optim.build_optimizers(net, fs, lr, weight_decay, betas, rates, of_muon)
     params, batches = optim.trained(optimizers), Batches(job, bsz, seed, 1 << 20)
     parts = {"net": net, **optimizers, **({"fs": fs} if fs else {})}
@@ -293,6 +304,8 @@ def check():
     for key, known in (("arms", ARMS), ("decoders", DECODERS)):
         if not globals()[key] or not {*globals()[key]} <= {*known}:
             raise UserError(f"{key}={globals()[key]!r}: use some of {', '.join(known)}")
+    if {len(w0_first), len(w0_above)} - {0, 2}:
+        raise UserError("w0_first, w0_above: give the first and the last value, or [] for the official initialisation")
     if "on" in arms and (eval_bsz < 2 or n_val < 2):
         raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")
 

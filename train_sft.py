@@ -122,7 +122,7 @@ def build_seed(net, dev) -> FutureSeed:
 def optimizers_for(net, fs) -> dict[str, torch.optim.Optimizer]:
     alpha = alpha_head_lr if fs_gate == "head" else alpha_lr
     rates = dict(alpha=alpha, u=fs_w_lr, beta=fs_b_lr, S=start_lr)
-    rate, of_muon = None if train_only == "seed" else lr, muon_lr if optimizer == "muon" else None
+    rate, of_muon = None if train_only == "seed" else lr, dict(lr=muon_lr) if optimizer == "muon" else None
     return optim.build_optimizers(net, fs, rate, weight_decay, betas, rates, of_muon)
 
 

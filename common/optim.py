@@ -12,20 +12,21 @@ SCHEDULES = {
 }
 
 
-def build_optimizers(net, seed, lr, weight_decay, betas, seed_rates, muon_lr=None) -> dict[str, torch.optim.Optimizer]:
+def build_optimizers(net, seed, lr, weight_decay, betas, seed_rates, muon=None) -> dict[str, torch.optim.Optimizer]:
     """AdamW for what `net.param_groups` lists (lr=None: the model is not trained) and for the parameters of `seed`.
 
-    muon_lr: rate of Muon for the matrices of the blocks; None = AdamW for them, too. seed: FutureSeed, StartState or
-    None; seed_rates: {name of its parameter: rate}, 0 = fixed, never decayed. Sets requires_grad of what stays fixed.
+    muon: arguments of torch.optim.Muon, which takes the matrices of the blocks; None = AdamW has them, too. seed:
+    FutureSeed, StartState or None; seed_rates: {name of its parameter: rate}, 0 = fixed, never decayed. Sets
+    requires_grad of what stays fixed.
     """
     optimizers, groups = {}, [] if lr is None else net.param_groups(lr, weight_decay)
     net.requires_grad_(lr is not None)
-    if lr is not None and muon_lr is not None:
+    if lr is not None and muon is not None:
         hidden = {id(p) for p in net.blocks.parameters()}
         matrices = groups[0]["params"]
         groups[0]["params"] = [p for p in matrices if id(p) not in hidden]
-        muon = dict(params=[p for p in matrices if id(p) in hidden], peak_lr=muon_lr)
-        optimizers["muon"] = torch.optim.Muon([muon], muon_lr, weight_decay)
+        group = dict(params=[p for p in matrices if id(p) in hidden], peak_lr=muon["lr"])
+        optimizers["muon"] = torch.optim.Muon([group], weight_decay=weight_decay, **muon)
     for name, p in seed.named_parameters() if seed is not None else ():
         p.requires_grad_(seed_rates[name] > 0)
         groups.append(dict(params=[p], lr=seed_rates[name], weight_decay=0.0))

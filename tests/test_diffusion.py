@@ -12,6 +12,7 @@ import torch
 
 from common.tokenizer import get_tokenizer
 from conftest import ROOT, random_model
+from model import RWKV7, RWKVConfig
 from test_train import only, rows
 
 NAME = "train_diffusion.py"
@@ -67,6 +68,24 @@ def test_a_closed_gate_is_the_arm_without_a_seed(tiny, script):
     assert script(tiny, "--fs_seed_scale=0.0", "--arms=['off','on']", name=NAME)[0] is None
     run = only(tiny.parent / "out")
     assert [r["loss"] for r in rows(run / "off")] == [r["loss"] for r in rows(run / "on")]
+
+
+def test_what_a_model_from_scratch_starts_from(tiny, script):
+    found = {}
+    for name, *args in (("officially", "--w0_first=[]", "--w0_above=[]", "--out_init=0"), ("here",)):
+        out = tiny.parent / name
+        error, _ = script(tiny, "--max_steps=0", "--arms=['off']", f"--out_dir={out}", *args, name=NAME)
+        assert error is None
+        found[name] = torch.load(only(out) / "off" / "last" / "model.pth")
+    torch.manual_seed(0)
+    official = RWKV7(RWKVConfig(2, 32, len(found["here"]["head.weight"]), 16)).init_weights().state_dict()
+    assert all(torch.equal(official[k], t) for k, t in found["officially"].items())
+    other = {k for k, t in found["here"].items() if not torch.equal(official[k], t)}
+    last = {f"blocks.{l}.{m}.weight" for l in (0, 1) for m in ("att.output", "ffn.value")}
+    assert other == {"blocks.0.att.w0", "blocks.1.att.w0", *last}
+    for l, ends in enumerate(((-5, 3), (-6, -2))):
+        ramp = torch.linspace(*ends, 16)
+        assert torch.equal(found["here"][f"blocks.{l}.att.w0"].flatten(), torch.cat([ramp, ramp])), "one ramp a head"
 
 
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script):
@@ -177,6 +196,7 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
         (["--rounds=-1", "--decoders=['iterative']"], "out of range"),
         (["--decoders=['assignment']"], "does not say which tokens"),
         (["--n_val=1"], "at least 2"),
+        (["--w0_above=[1.0]"], "give the first and the last value"),
         (["--steps=3"], "unknown key 'steps'"),
     ],
 )

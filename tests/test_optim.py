@@ -18,17 +18,18 @@ def test_every_parameter_is_in_one_group_at_its_rate():
     net = random_model()
     seed = FutureSeed(SeedConfig(input_gate=True), net.cfg)
     names = {id(p): n for n, p in [*net.named_parameters(), *seed.named_parameters()]}
-    for muon_lr in (None, 5e-2):
-        optimizers = build_optimizers(net, seed, 1e-3, 0.1, (0.9, 0.99), RATES, muon_lr)
-        assert list(optimizers) == (["adamw"] if muon_lr is None else ["muon", "adamw"])
+    for muon in (None, dict(lr=5e-2, momentum=0.9)):
+        optimizers = build_optimizers(net, seed, 1e-3, 0.1, (0.9, 0.99), RATES, muon)
+        assert list(optimizers) == (["adamw"] if muon is None else ["muon", "adamw"])
         found = {names[id(p)]: (kind, g["lr"], g["weight_decay"]) for kind, o in optimizers.items()
                  for g in o.param_groups for p in g["params"]}  # fmt: skip
         assert set(found) == set(names.values())
         assert found["emb.weight"] == ("adamw", 1e-3, 0.1)
         assert found["blocks.1.att.w0"] == ("adamw", 2e-3, 0.0)
-        assert found["blocks.1.att.key.weight"] == (("muon", 5e-2, 0.1) if muon_lr else ("adamw", 1e-3, 0.1))
+        assert found["blocks.1.att.key.weight"] == (("muon", 5e-2, 0.1) if muon else ("adamw", 1e-3, 0.1))
         assert found["alpha"] == ("adamw", 1e-2, 0.0)
         assert found["beta"] == ("adamw", 2e-2, 0.0)
+        assert muon is None or optimizers["muon"].param_groups[0]["momentum"] == 0.9
         assert not seed.u.requires_grad, "a rate of 0 holds it fixed"
         assert id(seed.u) not in {id(p) for p in trained(optimizers)}
 
@@ -36,7 +37,7 @@ def test_every_parameter_is_in_one_group_at_its_rate():
 def test_without_a_rate_only_the_seed_is_trained():
     net = random_model()
     start = StartState(net.cfg)
-    (group,) = build_optimizers(net, start, None, 0.1, (0.9, 0.99), RATES, 5e-2)["adamw"].param_groups
+    (group,) = build_optimizers(net, start, None, 0.1, (0.9, 0.99), RATES, dict(lr=5e-2))["adamw"].param_groups
     assert [id(p) for p in group["params"]] == [id(start.S)]
     assert not any(p.requires_grad for p in net.parameters())
 
