@@ -18,4 +18,7 @@ max_steps = 2000
 arms = ["off", "on"]
 decoders = ["iterative", "one pass", "assignment"]
 more_sets = {"5 items": {"n_test": 5}, "9 items": {"n_test": 9}, "10 items": {"n_test": 10}}
+w0_first = []  # this and the next two as the records were made: official decays
+w0_above = []
+muon_momentum = 0.95
 threads = 1

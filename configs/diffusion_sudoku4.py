@@ -25,4 +25,7 @@ more_sets = {
     "12 blanks": {"blanks": 12},
     "14 blanks": {"blanks": 14},
 }
+w0_first = []  # this and the next two as the records were made: official decays
+w0_above = []
+muon_momentum = 0.95
 threads = 1
