@@ -176,9 +176,7 @@ def training_step(wire, rows, teachers) -> float:
         loss = answer_loss(lm, end, rows, teacher)
         loss.backward()
         total += loss.item()
-    penalty = scale_weight * wire.scale_penalty()
-    if scores:
-        penalty = penalty + selection_loss(wire, scores, rows)
+    penalty = scale_weight * wire.scale_penalty() + (selection_loss(wire, scores, rows) if scores else 0.0)
     torch.autograd.backward([*prefixes, penalty], [*(end.grad for end in ends), None])
     return total + penalty.item()
 
