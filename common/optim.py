@@ -25,8 +25,8 @@ def build_optimizers(net, seed, lr, weight_decay, betas, seed_rates, muon=None) 
         hidden = {id(p) for p in net.blocks.parameters()}
         matrices = groups[0]["params"]
         groups[0]["params"] = [p for p in matrices if id(p) not in hidden]
-        group = dict(params=[p for p in matrices if id(p) in hidden], peak_lr=muon["lr"])
-        optimizers["muon"] = torch.optim.Muon([group], weight_decay=weight_decay, **muon)
+        of_muon = dict(params=[p for p in matrices if id(p) in hidden], peak_lr=muon["lr"])
+        optimizers["muon"] = torch.optim.Muon([of_muon], weight_decay=weight_decay, **muon)
     for name, p in seed.named_parameters() if seed is not None else ():
         p.requires_grad_(seed_rates[name] > 0)
         groups.append(dict(params=[p], lr=seed_rates[name], weight_decay=0.0))

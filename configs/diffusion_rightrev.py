@@ -3,7 +3,7 @@
     python train_diffusion.py configs/diffusion_rightrev.py
     python train_diffusion.py configs/diffusion_rightrev.py --max_steps=200
 
-Sizes as published; three arms, on one CPU thread about 4 minutes. Published: 200 steps .118 -> .773.
+Sizes as published; three arms, on one CPU thread about 5 minutes. Published: 200 steps .118 -> .773.
 """
 
 task = "infill"

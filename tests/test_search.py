@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +16,7 @@ from common import config, records
 from common.errors import UserError
 from common.launch import execute
 from common.tables import comparison, search_tables
-from conftest import assert_one_sentence
-
-ROOT = Path(__file__).resolve().parents[1]
+from conftest import ROOT, assert_one_sentence
 
 # What train_sft.py leaves behind, without the training: a score that depends on the candidate, the seed and the data.
 TRAINER = r"""
