@@ -43,6 +43,7 @@ head_size = 32
 out_init = 0.5  # from scratch: gain of the last matrices of all mixes; 0 = as officially, and slower here
 w0_first = [-5.0, 3.0]  # from scratch: att.w0 of the first layer, over the channels of each head; [] = as officially
 w0_above = [-6.0, -2.0]  # from scratch: the same of all other layers
+a0_first = [4.0, -1.0]  # from scratch: att.a0 of the first layer, likewise
 tokenizer = "bytes"  # world | bytes | chars:ALPHABET, in which _ is the mask
 vocab_file = ""  # vocabulary of the tokenizer, if not in its usual place
 # the data
@@ -80,7 +81,7 @@ bsz = 32  # rows a step
 micro_bsz = 0  # rows a forward pass; 0 = all
 max_steps = 1000  # 0 = evaluate only
 warmup = 20  # steps
-lr_schedule = "warmdown"  # cosine | warmdown, linear over the last 30 % (both to a tenth) | constant
+lr_schedule = "halfway"  # halfway, linear over the last half | warmdown, over the last 30 % | cosine | constant
 # decoding
 decoders = ["one pass"]  # the first is scored; at the end all: one pass | iterative | assignment
 rounds = 0  # iterative: at most so many a block, the work spread evenly; 0 = no bound
@@ -106,8 +107,8 @@ seed = 0  # of the initial weights, the order of the batches and the masks
 data_seed = 1234  # of the rows, so that the validation set stays when `seed` changes
 
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=[*optim.SCHEDULES], mask=["task", "random"],
-               dtype=["float32", "bfloat16"], device=["auto", "cpu", "cuda"])  # fmt: skip
-ARMS, DECODERS = ["off", "on", "start"], ["one pass", "iterative", "assignment"]
+               dtype=["float32", "bfloat16"], device=["auto", "cpu", "cuda"], arms=["off", "on", "start"],
+               decoders=["one pass", "iterative", "assignment"])  # fmt: skip
 
 
 # --- model
@@ -115,16 +116,17 @@ ARMS, DECODERS = ["off", "on", "start"], ["one pass", "iterative", "assignment"]
 def from_scratch(tok) -> RWKV7:
     """The official initialisation, but for what decides how soon a small model finds the place of a digit.
 
-    The first layer knows a place by how much of what stood there has decayed, and a head's readout is normalised by
-    itself: each head gets decays of all sizes, .996 to .561. A seed has to last until the masks: .999 to .930 above.
+    The first layer knows a place by how much of it is left, and a head's readout is normalised by itself: all have
+    decays from .996 to .561, slow channels being overwritten more, .98 to .27. Above, a seed has to last: .999 to .930.
     """
     net = RWKV7(RWKVConfig(n_layer, n_embd, tok.vocab_size, head_size)).init_weights()
     for block in net.blocks if out_init else ():
         for output in (block.att.output, block.ffn.value):
             torch.nn.init.orthogonal_(output.weight, gain=out_init)
-    for l, block in enumerate(net.blocks):
-        if ends := w0_above if l else w0_first:
-            block.att.w0.copy_(torch.linspace(*ends, head_size).repeat(n_embd // head_size))
+    first, *above = (block.att for block in net.blocks)
+    for p, ends in ((first.w0, w0_first), (first.a0, a0_first), *((att.w0, w0_above) for att in above)):
+        if ends:
+            p.copy_(torch.linspace(*ends, head_size).repeat(n_embd // head_size))
     return net
 
 
@@ -299,13 +301,11 @@ def train(run_dir: Path, arm: str, jobs: dict, tok, dev) -> dict:
 # --- check
 def check():
     for key, known in CHOICES.items():
-        if globals()[key] not in known:
-            raise UserError(f"{key}={globals()[key]!r}: use one of {', '.join(known)}")
-    for key, known in (("arms", ARMS), ("decoders", DECODERS)):
-        if not globals()[key] or not {*globals()[key]} <= {*known}:
-            raise UserError(f"{key}={globals()[key]!r}: use some of {', '.join(known)}")
-    if {len(w0_first), len(w0_above)} - {0, 2}:
-        raise UserError("w0_first, w0_above: give the first and the last value, or [] for the official initialisation")
+        found = globals()[key]
+        if not found or not {*(found if isinstance(found, list) else [found])} <= {*known}:
+            raise UserError(f"{key}={found!r}: choose from {', '.join(known)}")
+    if {len(w0_first), len(w0_above), len(a0_first)} - {0, 2}:
+        raise UserError("w0_first, w0_above, a0_first: give the first and the last value, or [] for the official start")
     if "on" in arms and (eval_bsz < 2 or n_val < 2):
         raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")
 

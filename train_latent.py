@@ -71,7 +71,7 @@ warm_lr = 1e-3
 warm_text = ""  # a text file whose pieces take part in that; "" = only the training rows
 # optimisation
 lr = 5e-5
-lr_schedule = "constant"  # cosine | warmdown, linear over the last 30 % (both to a tenth) | constant
+lr_schedule = "constant"  # cosine | warmdown | halfway | constant, the first two to a tenth (common/optim.py)
 warmup = 20  # steps
 weight_decay = 0.01
 grad_clip = 1.0  # bound of the gradient's norm; 0 = off

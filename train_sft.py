@@ -80,7 +80,7 @@ micro_bsz = 0  # examples a forward pass; 0 = all of a process's share
 max_steps = 1000  # 0 = evaluate only
 time_budget = 0.0  # stop after so many seconds of training; 0 = off
 warmup = 20  # steps
-lr_schedule = "cosine"  # cosine | warmdown, linear over the last 30 % (both to a tenth) | constant
+lr_schedule = "cosine"  # cosine | warmdown | halfway | constant, the first two to a tenth (common/optim.py)
 # evaluation and output
 eval_every = 250  # steps; the last step is always evaluated, and that evaluation is the reported one
 eval_bsz = 32

@@ -8,6 +8,7 @@ import torch
 SCHEDULES = {
     "cosine": lambda p: 0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2,
     "warmdown": lambda p: min(1.0, 0.1 + 0.9 * (1 - p) / 0.3),  # constant, then linear over the last 30 %
+    "halfway": lambda p: min(1.0, 0.02 + 0.98 * (1 - p) / 0.5),  # likewise over the last half, to a fiftieth
     "constant": lambda p: 1.0,
 }
 
@@ -41,7 +42,7 @@ def trained(optimizers) -> list[torch.nn.Parameter]:
 
 
 def lr_scale(step: int, max_steps: int, warmup: int, schedule: str) -> float:
-    """Factor of all peak rates: a linear rise over `warmup` steps, then one of SCHEDULES, to a tenth at max_steps."""
+    """Factor of all peak rates: a linear rise over `warmup` steps, then one of SCHEDULES until max_steps."""
     rest = max(1, max_steps - warmup)
     return min(1.0, (step + 1) / max(1, warmup)) * SCHEDULES[schedule](min(1.0, max(0, step - warmup) / rest))
 

@@ -72,7 +72,7 @@ def test_a_closed_gate_is_the_arm_without_a_seed(tiny, script):
 
 def test_what_a_model_from_scratch_starts_from(tiny, script):
     found = {}
-    for name, *args in (("officially", "--w0_first=[]", "--w0_above=[]", "--out_init=0"), ("here",)):
+    for name, *args in (("officially", "--w0_first=[]", "--w0_above=[]", "--a0_first=[]", "--out_init=0"), ("here",)):
         out = tiny.parent / name
         error, _ = script(tiny, "--max_steps=0", "--arms=['off']", f"--out_dir={out}", *args, name=NAME)
         assert error is None
@@ -82,10 +82,11 @@ def test_what_a_model_from_scratch_starts_from(tiny, script):
     assert all(torch.equal(official[k], t) for k, t in found["officially"].items())
     other = {k for k, t in found["here"].items() if not torch.equal(official[k], t)}
     last = {f"blocks.{l}.{m}.weight" for l in (0, 1) for m in ("att.output", "ffn.value")}
-    assert other == {"blocks.0.att.w0", "blocks.1.att.w0", *last}
-    for l, ends in enumerate(((-5, 3), (-6, -2))):
+    ramps = {"blocks.0.att.w0": (-5, 3), "blocks.1.att.w0": (-6, -2), "blocks.0.att.a0": (4, -1)}
+    assert other == {*ramps, *last}
+    for name, ends in ramps.items():
         ramp = torch.linspace(*ends, 16)
-        assert torch.equal(found["here"][f"blocks.{l}.att.w0"].flatten(), torch.cat([ramp, ramp])), "one ramp a head"
+        assert torch.equal(found["here"][name].flatten(), torch.cat([ramp, ramp])), "one ramp a head"
 
 
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script):
@@ -185,10 +186,10 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--arms=[]"], "use some of off, on, start"),
-        (["--arms=['both']"], "use some of off, on, start"),
-        (["--decoders=['best']"], "use some of one pass, iterative, assignment"),
-        (["--mask=half"], "use one of task, random"),
+        (["--arms=[]"], "choose from off, on, start"),
+        (["--arms=['both']"], "choose from off, on, start"),
+        (["--decoders=['best']"], "choose from one pass, iterative, assignment"),
+        (["--mask=half"], "choose from task, random"),
         (["--fs_form=middle"], "use start or attractor"),
         (["--fs_layer_start=2"], "seeds no layer"),
         (["--task=retrieval", "--task_args={}", "--tokenizer=bytes"], "rows without blanks"),

@@ -42,7 +42,7 @@ def test_without_a_rate_only_the_seed_is_trained():
     assert not any(p.requires_grad for p in net.parameters())
 
 
-def test_the_schedule_rises_then_falls_to_a_tenth():
+def test_the_schedule_rises_then_falls():
     scale = lambda step: lr_scale(step, 100, 10, "cosine")
     assert [scale(s) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     assert scale(55) == pytest.approx(0.1 + 0.45)
@@ -51,6 +51,8 @@ def test_the_schedule_rises_then_falls_to_a_tenth():
     assert lr_scale(99, 100, 10, "constant") == 1.0
     down = [lr_scale(s, 110, 10, "warmdown") for s in (50, 79, 80, 95, 110)]
     assert down == pytest.approx([1.0, 1.0, 1.0, 0.55, 0.1])
+    down = [lr_scale(s, 110, 10, "halfway") for s in (50, 60, 85, 110)]
+    assert down == pytest.approx([1.0, 1.0, 0.51, 0.02])
     assert lr_scale(0, 1, 0, "cosine") == 1.0
 
 
