@@ -1,0 +1,19 @@
+"""Masked diffusion: the keys of 20 pairs in an order that stands to the right of the blanks. No downloads.
+
+    python train_diffusion.py configs/diffusion_kvsort20.py
+
+Trained on 16 to 20 pairs, evaluated on 20 (as published) and on 12 and 24, which were never trained: rows are longer
+than diffusion_kvsort.py's and have two to three times as many blanks. Published: 8 layers, 2400 steps of 256 rows,
+exact 0 -> 1. Here 4 layers and 32 rows a step, the seeded arm alone: its control "no seed" is the other one's ceiling.
+"""
+
+task = "permute"
+task_args = {"kind": "kvsort", "n_min": 16, "n_max": 20, "n_test": 20, "metric": "accuracy"}
+tokenizer = "chars:0123456789abcdefghijklmnopqrstuvwxyzMRO=|;:_#"
+mask = "random"
+n_layer = 4
+max_steps = 2000
+arms = ["on"]
+decoders = ["iterative", "one pass", "assignment"]
+more_sets = {"12 pairs": {"n_test": 12}, "24 pairs": {"n_test": 24}}
+threads = 1
