@@ -64,7 +64,10 @@ SOLVERS = {  # what the rest of the text says about its blanks
     "rightrev": (r"L=\d+\|M=_+\|R=(\d+)", lambda r: r[::-1]),
     "struct": (r'{"a":(\d+),"b":_+,"c":(\d+)}', lambda a, c: a + c),
     "constr": (r"P=(\d+)\|M=_+\|R=(\d)(\d)", lambda p, x, y: (p[-1] + 8 * (x + y))[: len(p)]),
-    "add": (r"(\d+)\+(\d+)=(\d*)(_+)(\d*)", lambda a, b, x, y, z: str(int(a) + int(b)).zfill(9)[len(x) :][: len(y)]),
+    "add": (
+        r"(\d+)\+(\d+)=(\d*)(_+)(\d*)",
+        lambda a, b, x, y, z: str(int(a) + int(b)).zfill(len(a) + 1)[len(x) :][: len(y)],
+    ),
     "inter": (r"A=(\d+)\|B=(\d+)\|M=_+", lambda a, b: "".join(map("".join, zip(a, b, strict=True)))),
     "multi": (r"A=\d+\|C=(\d+)\|B=_+\|D=(\d+)", lambda c, d: d[: -len(c)][::-1] + c),
     "parity": (r"X=([01_]+)\|P=([01]+)", solve_parity),
@@ -138,6 +141,16 @@ def test_what_assignment_needs(kind):
         assert sorted(ord(c) for c in shown[1] if c.isdigit()) == e.meta["choices"]
 
 
+def test_training_rows_of_several_lengths():
+    options = dict(kind="add", n_digits=4, n_blanks=3)
+    task, one = (tasks.build("infill", BYTES, 5, 200, 40, **options, **o) for o in ({"n_least": 1}, {}))
+    pattern, solve = SOLVERS["add"]
+    for e in task.train:
+        assert solve(*re.fullmatch(pattern, visible(e)).groups()) == text_of(e.answer)
+    assert {visible(e).index("+"): len(e.answer) for e in task.train} == {1: 2, 2: 3, 3: 3, 4: 3}
+    assert fingerprint(task.val) == fingerprint(one.val), "those that are evaluated have n_digits"
+
+
 def test_recorded_rows_stay():
     tok = get_tokenizer("chars:0123456789LMR=|_#")
     for options in ({"n_digits": 8}, {}, {"n_digits": -1, "n_blanks": 2}):
@@ -154,6 +167,7 @@ def test_recorded_rows_stay():
         ({"kind": "add", "n_blanks": 0}, "takes n_blanks of 1 to 9, not 0"),
         ({"kind": "perm", "n_digits": 11}, "takes n_digits of 1 to 10, not 11"),
         ({"kind": "retr", "n_parts": 27}, "takes n_parts of 1 to 26, not 27"),
+        ({"kind": "add", "n_least": 9}, "takes n_least of 1 to 8, not 9"),
         ({"kind": "parity", "n_parts": 0}, "takes n_parts of 1 to 256, not 0"),
     ],
 )
