@@ -66,7 +66,7 @@ SOLVERS = {  # what the rest of the text says about its blanks
     "constr": (r"P=(\d+)\|M=_+\|R=(\d)(\d)", lambda p, x, y: (p[-1] + 8 * (x + y))[: len(p)]),
     "add": (
         r"(\d+)\+(\d+)=(\d*)(_+)(\d*)",
-        lambda a, b, x, y, z: str(int(a) + int(b)).zfill(len(a) + 1)[len(x) :][: len(y)],
+        lambda a, b, x, y, z: f"{int(a) + int(b):0{len(a) + 1}}"[len(x) :][: len(y)],
     ),
     "inter": (r"A=(\d+)\|B=(\d+)\|M=_+", lambda a, b: "".join(map("".join, zip(a, b, strict=True)))),
     "multi": (r"A=\d+\|C=(\d+)\|B=_+\|D=(\d+)", lambda c, d: d[: -len(c)][::-1] + c),
