@@ -3,8 +3,7 @@
     python train_diffusion.py configs/diffusion_constr.py
     python train_diffusion.py configs/diffusion_constr.py --task_args.n_digits=16
 
-Sizes as published; three arms, on one CPU thread about 5 minutes. LOG.md says with which options its
-records were made. Published: 16 digits, 1000 steps .16 -> .74.
+Sizes as published; three arms, on one CPU thread about 5 minutes. Published: 16 digits, 1000 steps .16 -> .74.
 """
 
 task = "infill"
