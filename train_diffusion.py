@@ -302,9 +302,9 @@ def train(run_dir: Path, arm: str, jobs: dict, tok, dev) -> dict:
 def check():
     for key, known in CHOICES.items():
         found = globals()[key]
-        if not found or not {*(found if isinstance(found, list) else [found])} <= {*known}:
+        if not found or any(one not in known for one in (found if isinstance(found, list) else [found])):
             raise UserError(f"{key}={found!r}: choose from {', '.join(known)}")
-    if {len(w0_first), len(w0_above), len(a0_first)} - {0, 2}:
+    if any(len(ends) not in (0, 2) or {*map(type, ends)} - {int, float} for ends in (w0_first, w0_above, a0_first)):
         raise UserError("w0_first, w0_above, a0_first: give the first and the last value, or [] for the official start")
     if "on" in arms and (eval_bsz < 2 or n_val < 2):
         raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")

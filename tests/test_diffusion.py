@@ -188,6 +188,7 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
     [
         (["--arms=[]"], "choose from off, on, start"),
         (["--arms=['both']"], "choose from off, on, start"),
+        (["--arms=[['on']]"], "choose from off, on, start"),
         (["--decoders=['best']"], "choose from one pass, iterative, assignment"),
         (["--mask=half"], "choose from task, random"),
         (["--fs_form=middle"], "use start or attractor"),
@@ -198,6 +199,7 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
         (["--decoders=['assignment']"], "does not say which tokens"),
         (["--n_val=1"], "at least 2"),
         (["--w0_above=[1.0]"], "give the first and the last value"),
+        (["--a0_first=['a','b']"], "give the first and the last value"),
         (["--steps=3"], "unknown key 'steps'"),
     ],
 )
