@@ -25,9 +25,4 @@ more_sets = {
     "12 blanks": {"blanks": 12},
     "14 blanks": {"blanks": 14},
 }
-w0_first = []  # this and the next four as the records were made: the official start
-w0_above = []
-a0_first = []
-muon_momentum = 0.95
-lr_schedule = "warmdown"
 threads = 1

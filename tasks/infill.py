@@ -62,7 +62,7 @@ def build(
     n_val: int,
     kind: str = "rightcopy",  # one of those above
     n_digits: int = 8,  # of each random number (parity: bits of a block); -1 = as published for the kind
-    n_least: int = 0,  # training rows have from n_least to n_digits digits, each as often; 0 = all have n_digits
+    n_least: int = 0,  # add: zeros lead the numbers of training rows, up to this many digits are left; 0 = none do
     n_blanks: int = 4,  # add, index: digits to fill in
     n_parts: int = -1,  # parity: blocks, poscopy: times, retr: pairs; -1 = as published: 4, 3, 4
 ) -> Task:
@@ -77,19 +77,21 @@ def build(
         raise UserError(f"infill kind={kind} takes n_digits of {what.least} to {what.most}, not {n}")
     if what.m and not 1 <= m <= what.most_m(n):
         raise UserError(f"infill kind={kind} with n_digits={n} takes {name} of 1 to {what.most_m(n)}, not {m}")
-    if n_least and not what.least <= n_least <= n:
-        raise UserError(f"infill kind={kind} with n_digits={n} takes n_least of {what.least} to {n}, not {n_least}")
+    if n_least and kind != "add":
+        raise UserError(f"infill kind={kind} takes no n_least: only the numbers of kind=add can start with zeros")
+    if not 0 <= n_least <= n:
+        raise UserError(f"infill kind={kind} with n_digits={n} takes n_least of 0 to {n}, not {n_least}")
     alphabet = what.alphabet + ascii_lowercase[:m] if kind == "retr" else what.alphabet
     if tok.mask_id is None:
         raise UserError(f"infill needs a mask token, tokenizer {tok.name!r} has none: use 'chars:{alphabet}_#'")
     ids = char_ids(tok, alphabet)
 
-    def draw(random, n: int) -> Example:
-        return example(ids, tok.mask_id, what.draw(random, n, min(m, what.most_m(n))), what.bag)
+    def draw(random, **options) -> Example:
+        return example(ids, tok.mask_id, what.draw(random, n, m, **options), what.bag)
 
-    train, val = generate(lambda random: draw(random, n), seed, n_train, n_val)
-    if n_least:
-        train, _ = generate(lambda random: draw(random, int(random.integers(n_least, n + 1))), seed, n_train, 1)
+    train, val = generate(draw, seed, n_train, n_val)
+    if n_least:  # an easy way in: where one number is zero, a sum is a copy
+        train, _ = generate(lambda random: draw(random, least=n_least), seed, n_train, 1)
     levels = {"chance": what.chance, "causal ceiling": what.ceiling(n, m)}
     if best := what.best(n):
         levels["ceiling"] = best

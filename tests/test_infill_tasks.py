@@ -141,13 +141,18 @@ def test_what_assignment_needs(kind):
         assert sorted(ord(c) for c in shown[1] if c.isdigit()) == e.meta["choices"]
 
 
-def test_training_rows_of_several_lengths():
+def test_zeros_in_front_of_training_rows():
     options = dict(kind="add", n_digits=4, n_blanks=3)
-    task, one = (tasks.build("infill", BYTES, 5, 200, 40, **options, **o) for o in ({"n_least": 1}, {}))
+    task, one = (tasks.build("infill", BYTES, 5, 400, 40, **options, **o) for o in ({"n_least": 2}, {}))
     pattern, solve = SOLVERS["add"]
+    numbers = []
     for e in task.train:
         assert solve(*re.fullmatch(pattern, visible(e)).groups()) == text_of(e.answer)
-    assert {visible(e).index("+"): len(e.answer) for e in task.train} == {1: 2, 2: 3, 3: 3, 4: 3}
+        numbers.append(visible(e).split("=")[0].split("+"))
+    assert {len(x) for row in numbers for x in row} == {4}
+    zeros = [sum(x.startswith("00") for x in row) for row in numbers]  # a third of the numbers, and a few by chance
+    assert 0.25 < sum(zeros) / 800 < 0.45
+    assert set(zeros) == {0, 1, 2}, "each number has its own"
     assert fingerprint(task.val) == fingerprint(one.val), "those that are evaluated have n_digits"
 
 
@@ -167,7 +172,8 @@ def test_recorded_rows_stay():
         ({"kind": "add", "n_blanks": 0}, "takes n_blanks of 1 to 9, not 0"),
         ({"kind": "perm", "n_digits": 11}, "takes n_digits of 1 to 10, not 11"),
         ({"kind": "retr", "n_parts": 27}, "takes n_parts of 1 to 26, not 27"),
-        ({"kind": "add", "n_least": 9}, "takes n_least of 1 to 8, not 9"),
+        ({"kind": "add", "n_least": 9}, "takes n_least of 0 to 8, not 9"),
+        ({"kind": "inter", "n_least": 1}, "kind=inter takes no n_least"),
         ({"kind": "parity", "n_parts": 0}, "takes n_parts of 1 to 256, not 0"),
     ],
 )

@@ -1,0 +1,20 @@
+"""Masked diffusion: 93572084+16640295=_________, all of a sum of eight digits. From scratch, no downloads.
+
+    python train_diffusion.py configs/diffusion_add8.py
+
+In training rows each number has one to eight digits behind leading zeros, and any share of the blanks is shown: where
+one number has ended a sum is a copy, which is learnt first, and from there the table and the carries. Without such rows
+eight digits stay at chance (diffusion_add.py). Evaluated on numbers with eight random digits; `middle` are the four
+blanks that were published.
+"""
+
+task = "infill"
+task_args = {"kind": "add", "n_digits": 8, "n_least": 1, "n_blanks": 9}
+tokenizer = "chars:0123456789+=_#"
+mask = "random"
+n_layer = 4
+max_steps = 4000
+arms = ["off", "on"]
+decoders = ["one pass", "iterative"]
+more_sets = {"middle": {"n_blanks": 4}, "fresh": {}}
+threads = 1
