@@ -1,7 +1,6 @@
 """Masked diffusion on an RWKV-7: fill in masks anywhere in a row, with and without Future-Seed.
 
     python train_diffusion.py configs/diffusion_rightcopy.py              # all arms, from scratch, minutes on a CPU
-    python train_diffusion.py configs/diffusion_rightcopy.py --max_steps=200
     python train_diffusion.py --resume=out/diffusion_rightcopy-20261121-120000
     python sample.py --model=out/RUN --prompt="L=93572084|M=________|R=16640295" --rounds=0   # masks fill in
 
@@ -199,6 +198,7 @@ def decode(net, fs, rows, h, how: str, mask_id: int) -> list[list[int]]:
     return [[full[p] for p in e.blanks] for e, full in zip(rows, last, strict=True)]
 
 
+@run.at_once()
 @torch.no_grad()
 def evaluate(net, fs, job, how: str, mask_id: int) -> tuple[dict, list]:
     """A whole validation set, all blanks masked -> metrics, predicted ids of each row."""

@@ -9,9 +9,8 @@ A model reads [prefix][anchor][answer]; nothing of it is trained. Beside the pre
 the whole text, from as many of its tokens as there are latents, from the question alone, and from another row's prefix:
 a prefix that does no better than another row's carries nothing.
 
-Writes out/<config>-<time>/: config.json, metrics.jsonl, log.txt, curve.png, baselines.json, result.json, and in
-last/trainer.pt what resume needs; epoch-N/: encoder.pt, an adapter_MODEL.pt for each model, config.json,
-training_stats.json, metrics.json, predictions.jsonl.
+Writes out/<config>-<time>/: config.json, metrics.jsonl, log.txt, curve.png, baselines.json, result.json, last/ for
+--resume, epoch-N/: encoder.pt, adapter_MODEL.pt, config.json, training_stats.json, metrics.json, predictions.jsonl.
 """
 
 import json
@@ -244,6 +243,7 @@ def evaluate(wire, rows) -> tuple[dict, list[dict]]:
     return out, predictions
 
 
+@run.at_once()
 def full_evaluation(run_dir: Path, wire, rows, at: dict, log) -> tuple[dict, list]:
     """Everything, said and recorded; what does not depend on training is computed once a run."""
     if not (file := run_dir / "baselines.json").exists():

@@ -157,6 +157,7 @@ def answer_loss(net, h, state, rows, eot: int):
 
 
 # --- evaluation
+@run.at_once()
 @torch.no_grad()
 def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     """The whole validation set -> metrics, [(example, predicted ids)] in the order of the set."""

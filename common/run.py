@@ -39,12 +39,25 @@ def cli(main: Callable[[], None]) -> None:
         sys.exit("error: no space left on disk: free some and continue with --resume; what was saved before is whole")
 
 
-_interrupted = False
+_interrupted = _at_once = False
 
 
 def interrupted() -> bool:
     """Whether Ctrl-C (or a polite kill) has come since catch_interrupt()."""
     return _interrupted
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Within it, or a function that it decorates, Ctrl-C ends all: for evaluations, which begin when all is saved."""
+    global _at_once
+    _at_once = True
+    try:
+        if _interrupted:
+            raise KeyboardInterrupt
+        yield
+    finally:
+        _at_once = False
 
 
 @contextlib.contextmanager
@@ -54,7 +67,7 @@ def catch_interrupt(run_dir: Path | None) -> Iterator[None]:
 
     def handle(signum, frame):
         global _interrupted
-        if _interrupted:
+        if _interrupted or _at_once:
             raise KeyboardInterrupt
         _interrupted = True
 

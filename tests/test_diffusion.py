@@ -6,6 +6,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_what_a_model_from_scratch_starts_from(tiny, script):
 
 
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script):
-    slow = (tiny, "--max_steps=80", "--save_every=5", "--eval_every=40", "--lr_schedule=constant",
+    slow = (tiny, "--max_steps=60", "--save_every=5", "--eval_every=30", "--lr_schedule=constant",
             "--arms=['off','on']", "--mask=random", "--fs_form=attractor")  # fmt: skip
     command = [sys.executable, NAME, *map(str, slow)]
     env = dict(os.environ, PYTHONUNBUFFERED="1")
@@ -104,13 +105,32 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script):
     victim.wait()
     run = only(tiny.parent / "out")
     at = torch.load(run / "on" / "last" / "trainer.pt", weights_only=True)["progress"]["step"]
-    assert 10 <= at < 80
+    assert 10 <= at < 60
     assert script(f"--resume={run}", name=NAME)[0] is None
     assert script(*slow, f"--out_dir={tiny.parent / 'whole'}", name=NAME)[0] is None
     whole = only(tiny.parent / "whole")
     for arm in ("off", "on"):
         assert rows(run / arm) == rows(whole / arm)
         assert rows(run / arm, "eval") == rows(whole / arm, "eval")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_ends_an_evaluation_at_once(tiny):
+    slow = ("--n_val=1000", "--eval_bsz=2", "--more_sets={}")  # some seconds
+    args = [sys.executable, NAME, str(tiny), "--arms=['on']", *slow]
+    env = dict(os.environ, PYTHONUNBUFFERED="1")
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    for line in process.stdout:
+        if line.startswith("arm on"):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=15)
+    assert (process.returncode, err) == (130, "")
+    run = only(tiny.parent / "out")
+    assert out.splitlines()[-1] == f"stopped and saved; continue with --resume={run}"
+    assert (run / "on" / "last" / "trainer.pt").exists()
+    assert not (run / "on" / "metrics.jsonl").exists(), "the evaluation was waited for"
 
 
 def rows_drawn(monkeypatch, steps=30):
