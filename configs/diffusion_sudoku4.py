@@ -5,7 +5,7 @@
 
 All boards, 1 in 4 for validation; any solution counts as valid, `exact` is the board that was dug out. The published
 curve compares 4 layers without a seed with 12 layers with one; here both arms have the same 4. On one CPU thread about
-14 minutes; valid boards .07 without a seed, .98 with one (two seeds, in rounds).
+17 minutes; valid boards .07 without a seed, .98 with one (two seeds, in rounds).
 """
 
 task = "sudoku"

@@ -62,7 +62,7 @@ def build(
     n_val: int,
     kind: str = "rightcopy",  # one of those above
     n_digits: int = 8,  # of each random number (parity: bits of a block); -1 = as published for the kind
-    n_least: int = 0,  # add: zeros lead the numbers of training rows, up to this many digits are left; 0 = none do
+    n_least: int = 0,  # add: in training, numbers of n_least to n_digits digits with zeros in front; 0 = all n_digits
     n_blanks: int = 4,  # add, index: digits to fill in
     n_parts: int = -1,  # parity: blocks, poscopy: times, retr: pairs; -1 = as published: 4, 3, 4
 ) -> Task:
