@@ -5,8 +5,9 @@
         --task_args.n_max=24
 
 Trained on 6 to 8 items, evaluated on 7 and on lengths that were never trained; in rounds, at once, and as an assignment
-(pip install scipy). On one CPU thread about 25 minutes; whole rows in rounds: 0 without a seed, .73 with one. The second command is the published size, "not run here": .99 at the trained length of 24, with a
-seed; no arm without one was published.
+(pip install scipy). On one CPU thread about 25 minutes; whole rows in rounds: 0 without a seed, .73 with one. The
+second command is the published size, "not run here": .99 at the trained length of 24, with a seed; no arm without one
+was published.
 """
 
 task = "permute"
