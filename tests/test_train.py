@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,9 +148,14 @@ def test_two_processes_and_micro_batches_give_the_same_losses(tiny, script):
 
     assert script(tiny, f"--out_dir={tiny.parent / 'one'}")[0] is None
     assert script(tiny, "--micro_bsz=3", f"--out_dir={tiny.parent / 'micro'}")[0] is None
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
-    subprocess.run([*torchrun, "train_sft.py", str(tiny), f"--out_dir={tiny.parent / 'two'}"], cwd=ROOT, check=True,
-                   capture_output=True, timeout=120, env=dict(os.environ, OMP_NUM_THREADS="1"))  # fmt: skip
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+    args = [*torchrun, "train_sft.py", str(tiny), f"--out_dir={tiny.parent / 'two'}"]
+    two = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
+    assert two.returncode == 0, two.stderr
     want = losses(only(tiny.parent / "one"))
     for name in ("micro", "two"):
         got = losses(only(tiny.parent / name))
