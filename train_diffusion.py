@@ -43,6 +43,7 @@ out_init = 0.5  # from scratch: gain of the last matrices of all mixes; 0 = as o
 w0_first = [-5.0, 3.0]  # from scratch: att.w0 of the first layer, over the channels of each head; [] = as officially
 w0_above = [-6.0, -2.0]  # from scratch: the same of all other layers
 a0_first = [4.0, -1.0]  # from scratch: att.a0 of the first layer, likewise
+common_key = 0.0  # from scratch: size of a direction that all keys of the first layer share, beside the rest; 0 = none
 tokenizer = "bytes"  # world | bytes | chars:ALPHABET, in which _ is the mask
 vocab_file = ""  # vocabulary of the tokenizer, if not in its usual place
 # the data
@@ -126,6 +127,10 @@ def from_scratch(tok) -> RWKV7:
     for p, ends in ((first.w0, w0_first), (first.a0, a0_first), *((att.w0, w0_above) for att in above)):
         if ends:
             p.copy_(torch.linspace(*ends, head_size).repeat(n_embd // head_size))
+    if common_key:  # removal has one direction: what is left of a token depends on how many followed, not on which
+        bias, part = torch.nn.functional.normalize(torch.randn(2, n_embd), dim=1)
+        net.blocks[0].ln1.bias.copy_(bias)  # of norm 1, the inputs' is sqrt(C): only the key looks for it
+        first.key.weight.add_(torch.outer(part, bias), alpha=0.1 * common_key * n_embd**0.5)
     return net
 
 
@@ -220,10 +225,9 @@ def last_evaluations(net, fs, jobs: dict, mask_id: int) -> dict:
     found = {s: {how: evaluate(net, fs, job, how, mask_id)[0] for how in decoders} for s, job in jobs.items()}
     if not isinstance(fs, FutureSeed):
         return dict(sets=found)
-    job, how = jobs["validation"], decoders[0]
-    controls = {"no seed": evaluate(net, None, job, how, mask_id)[0]}
+    controls = {"no seed": evaluate(net, None, jobs["validation"], decoders[0], mask_id)[0]}
     for fs.control, name in (("other row", "another row's seed"), ("random", "a random seed")):
-        controls[name] = evaluate(net, fs, job, how, mask_id)[0]
+        controls[name] = evaluate(net, fs, jobs["validation"], decoders[0], mask_id)[0]
     return dict(sets=found, controls=controls)
 
 
@@ -320,25 +324,21 @@ def main():
     if world > 1:
         raise UserError("train_diffusion.py is one process: start it without torchrun")
     tok = get_tokenizer(tokenizer, vocab_file or None)
-    jobs = {"validation": build_job(tok, data_seed, {})}
-    jobs |= {name: build_job(tok, data_seed + 1, args) for name, args in more_sets.items()}
-    job = jobs["validation"]
+    job = build_job(tok, data_seed, {})
+    jobs = {"validation": job} | {name: build_job(tok, data_seed + 1, args) for name, args in more_sets.items()}
     name = Path(config.files()[0]).stem if config.files() else f"diffusion_{task}"
     run_dir = Path(resume) if resume else run.new_run_dir(out_dir, name)
 
     log = run.Recorder(run_dir, ("train_diffusion.py", "model.py", "common/unmasking.py"))
     log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype}, wkv {describe(dev.type)}")
     log.print(config.changes())
-    val_hash = fingerprint(job.val)
+    base, val_hash = run.sha256(fetch(model)) if model else None, fingerprint(job.val)
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation rows ({val_hash[:12]})")
-    base = run.sha256(fetch(model)) if model else None
     record = dict(config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels, **run.environment())
     run.write_json(run_dir / "config.json", record)
 
-    results = {}
     with run.guard(run_dir, f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"):
-        for arm in arms:
-            results[arm] = train(run_dir / arm, arm, jobs, tok, dev)
+        results = {arm: train(run_dir / arm, arm, jobs, tok, dev) for arm in arms}
     if {"off", "on"} <= results.keys():
         log.print(run.comparison(results["off"], results["on"], job.metric, job.levels))
     run.write_json(run_dir / "compare.json", dict(metric=job.metric, name=name, **record, **results))

@@ -90,6 +90,19 @@ def test_what_a_model_from_scratch_starts_from(tiny, script):
         assert torch.equal(found["here"][name].flatten(), torch.cat([ramp, ramp])), "one ramp a head"
 
 
+def test_keys_in_common(tiny, script):
+    alike = {}
+    for size in (0, 4):
+        args = ("--max_steps=0", "--arms=['off']", f"--common_key={size}", f"--out_dir={tiny.parent / str(size)}")
+        assert script(tiny, *args, name=NAME)[0] is None
+        first = RWKV7.load(only(tiny.parent / str(size)) / "off" / "last" / "model.pth")
+        block = first.blocks[0]
+        with torch.no_grad():
+            keys = block.att.key(block.ln1(block.ln0(first.emb.weight))).unflatten(-1, (2, 16))  # (V, H, N)
+        alike[size] = torch.nn.functional.cosine_similarity(keys[1:], keys[:-1], dim=-1).abs().mean()
+    assert alike[4] > alike[0] + 0.3, "removal is blind to the sign"
+
+
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny, script):
     slow = (tiny, "--max_steps=60", "--save_every=5", "--eval_every=30", "--lr_schedule=constant",
             "--arms=['off','on']", "--mask=random", "--fs_form=attractor")  # fmt: skip
