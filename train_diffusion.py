@@ -4,9 +4,8 @@
     python train_diffusion.py --resume=out/diffusion_rightcopy-20261121-120000
     python sample.py --model=out/RUN --prompt="L=93572084|M=________|R=16640295" --rounds=0   # masks fill in
 
-The model stays a strict left-to-right reader and the whole row is one segment. So a mask can learn what stands to its
-right in one way only: layer l starts its scan from the state in which layer l-1 ended the row. Trained is what a masked
-position should read; the mask is a token of the vocabulary, its embedding trained like any other.
+The model stays a strict left-to-right reader; the whole row is one segment. So a mask, a token with its own embedding,
+learns what stands to its right in one way: layer l starts its scan from the state in which layer l-1 ended the row.
 Arms, from the same weights on the same rows: off (no seed), on (Future-Seed), start (a trained constant start state).
 Source of the experiment: rwkv_diff_future_seed.py of the original repository; the model here is the official x070.
 Writes out/<config>-<time>/: config.json, compare.json, curve.png and a directory of each arm, as train_sft.py does.
@@ -332,8 +331,9 @@ def main():
     log = run.Recorder(run_dir, ("train_diffusion.py", "model.py", "common/unmasking.py"))
     log.print(f"torch {torch.__version__}, {dev}, {torch.get_num_threads()} threads, {dtype}, wkv {describe(dev.type)}")
     log.print(config.changes())
-    base, val_hash = run.sha256(fetch(model)) if model else None, fingerprint(job.val)
+    val_hash = fingerprint(job.val)
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation rows ({val_hash[:12]})")
+    base = run.sha256(fetch(model)) if model else None
     record = dict(config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels, **run.environment())
     run.write_json(run_dir / "config.json", record)
 

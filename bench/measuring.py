@@ -9,23 +9,15 @@ import os
 import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
 from common import run
 from common.errors import UserError
+from common.machine import processor_name
 
 BOX = ("processor", "cores", "memory_gib", "system", "gpu", "threads")  # must agree for a ratio to mean anything
 PAUSE = 0.01  # seconds; OpenMP threads of the one measured before spin that long, on cores that the next one needs
-
-
-def processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
 def box() -> dict:

@@ -1,15 +1,24 @@
-"""Getting the best out of the machine at hand, where torch leaves something on the table."""
+"""What machine is at hand, and getting the best out of it where torch leaves something on the table."""
 
 import ctypes
 import math
+import platform
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 from common import dist
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else ()
+    names = (x.split(":")[1].strip() for x in lines if x.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def keep_freed_memory() -> None:

@@ -17,7 +17,7 @@ import torch
 
 from common.errors import UserError
 from common.files import replacing
-from common.machine import keep_freed_memory
+from common.machine import keep_freed_memory, processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,6 +137,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
+        "processor": processor_name(),  # sums are rounded otherwise on another one
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "argv": sys.argv,

@@ -95,10 +95,10 @@ def test_keys_in_common(tiny, script):
     for size in (0, 4):
         args = ("--max_steps=0", "--arms=['off']", f"--common_key={size}", f"--out_dir={tiny.parent / str(size)}")
         assert script(tiny, *args, name=NAME)[0] is None
-        first = RWKV7.load(only(tiny.parent / str(size)) / "off" / "last" / "model.pth")
-        block = first.blocks[0]
+        net = RWKV7.load(only(tiny.parent / str(size)) / "off" / "last" / "model.pth")
+        block = net.blocks[0]
         with torch.no_grad():
-            keys = block.att.key(block.ln1(block.ln0(first.emb.weight))).unflatten(-1, (2, 16))  # (V, H, N)
+            keys = block.att.key(block.ln1(block.ln0(net.emb.weight))).unflatten(-1, (2, 16))  # (V, H, N)
         alike[size] = torch.nn.functional.cosine_similarity(keys[1:], keys[:-1], dim=-1).abs().mean()
     assert alike[4] > alike[0] + 0.3, "removal is blind to the sign"
 
