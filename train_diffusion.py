@@ -42,6 +42,7 @@ out_init = 0.5  # from scratch: gain of the last matrices of all mixes; 0 = as o
 w0_first = [-5.0, 3.0]  # from scratch: att.w0 of the first layer, over the channels of each head; [] = as officially
 w0_above = [-6.0, -2.0]  # from scratch: the same of all other layers
 a0_first = [4.0, -1.0]  # from scratch: att.a0 of the first layer, likewise
+x_k_above = []  # from scratch: ffn.x_k of all other layers, likewise; over 1: how the token differs from the one before
 common_key = 0.0  # from scratch: size of a direction that all keys of the first layer share, beside the rest; 0 = none
 tokenizer = "bytes"  # world | bytes | chars:ALPHABET, in which _ is the mask
 vocab_file = ""  # vocabulary of the tokenizer, if not in its usual place
@@ -117,19 +118,21 @@ def from_scratch(tok) -> RWKV7:
 
     The first layer knows a place by how much of it is left, and a head's readout is normalised by itself: all have
     decays from .996 to .561, slow channels being overwritten more, .98 to .27. Above, a seed has to last: .999 to .930.
+    Neighbours there read much the same, and the difference is a digit: with x_k over 1 the channel mix looks at that.
     """
     net = RWKV7(RWKVConfig(n_layer, n_embd, tok.vocab_size, head_size)).init_weights()
     for block in net.blocks if out_init else ():
         for output in (block.att.output, block.ffn.value):
             torch.nn.init.orthogonal_(output.weight, gain=out_init)
-    first, *above = (block.att for block in net.blocks)
-    for p, ends in ((first.w0, w0_first), (first.a0, a0_first), *((att.w0, w0_above) for att in above)):
+    first, *above = net.blocks
+    ramps = [pair for b in above for pair in ((b.att.w0, w0_above), (b.ffn.x_k, x_k_above))]
+    for p, ends in ((first.att.w0, w0_first), (first.att.a0, a0_first), *ramps):
         if ends:
             p.copy_(torch.linspace(*ends, head_size).repeat(n_embd // head_size))
     if common_key:  # removal has one direction: what is left of a token depends on how many followed, not on which
         bias, part = torch.nn.functional.normalize(torch.randn(2, n_embd), dim=1)
-        net.blocks[0].ln1.bias.copy_(bias)  # of norm 1, the inputs' is sqrt(C): only the key looks for it
-        first.key.weight.add_(torch.outer(part, bias), alpha=0.1 * common_key * n_embd**0.5)
+        first.ln1.bias.copy_(bias)  # of norm 1, the inputs' is sqrt(C): only the key looks for it
+        first.att.key.weight.add_(torch.outer(part, bias), alpha=0.1 * common_key * n_embd**0.5)
     return net
 
 
@@ -307,8 +310,8 @@ def check():
         found = globals()[key]
         if not found or any(one not in known for one in (found if isinstance(found, list) else [found])):
             raise UserError(f"{key}={found!r}: choose from {', '.join(known)}")
-    if any(len(ends) not in (0, 2) or {*map(type, ends)} - {int, float} for ends in (w0_first, w0_above, a0_first)):
-        raise UserError("w0_first, w0_above, a0_first: give the first and the last value, or [] for the official start")
+    if any(len(e) not in (0, 2) or {*map(type, e)} - {int, float} for e in (w0_first, w0_above, a0_first, x_k_above)):
+        raise UserError("w0_first, w0_above, a0_first, x_k_above: give the first and the last value, or []: officially")
     if "on" in arms and (eval_bsz < 2 or n_val < 2):
         raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")
 

@@ -11,3 +11,4 @@ task = "infill"
 task_args = {"kind": "struct", "n_digits": 8}
 tokenizer = 'chars:0123456789{"a:,bc}_#'
 threads = 1
+x_k_above = [0.0, 10.0]  # what neighbouring masks read differs in a digit

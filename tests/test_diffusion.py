@@ -73,7 +73,10 @@ def test_a_closed_gate_is_the_arm_without_a_seed(tiny, script):
 
 def test_what_a_model_from_scratch_starts_from(tiny, script):
     found = {}
-    for name, *args in (("officially", "--w0_first=[]", "--w0_above=[]", "--a0_first=[]", "--out_init=0"), ("here",)):
+    for name, *args in (
+        ("officially", "--w0_first=[]", "--w0_above=[]", "--a0_first=[]", "--out_init=0"),
+        ("here", "--x_k_above=[0,10]"),
+    ):
         out = tiny.parent / name
         error, _ = script(tiny, "--max_steps=0", "--arms=['off']", f"--out_dir={out}", *args, name=NAME)
         assert error is None
@@ -83,7 +86,8 @@ def test_what_a_model_from_scratch_starts_from(tiny, script):
     assert all(torch.equal(official[k], t) for k, t in found["officially"].items())
     other = {k for k, t in found["here"].items() if not torch.equal(official[k], t)}
     last = {f"blocks.{l}.{m}.weight" for l in (0, 1) for m in ("att.output", "ffn.value")}
-    ramps = {"blocks.0.att.w0": (-5, 3), "blocks.1.att.w0": (-6, -2), "blocks.0.att.a0": (4, -1)}
+    ramps = {"blocks.0.att.w0": (-5, 3), "blocks.1.att.w0": (-6, -2), "blocks.0.att.a0": (4, -1),
+             "blocks.1.ffn.x_k": (0, 10)}  # fmt: skip
     assert other == {*ramps, *last}
     for name, ends in ramps.items():
         ramp = torch.linspace(*ends, 16)
@@ -233,6 +237,7 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
         (["--n_val=1"], "at least 2"),
         (["--w0_above=[1.0]"], "give the first and the last value"),
         (["--a0_first=['a','b']"], "give the first and the last value"),
+        (["--x_k_above=[10]"], "give the first and the last value"),
         (["--steps=3"], "unknown key 'steps'"),
     ],
 )
