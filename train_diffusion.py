@@ -125,7 +125,7 @@ def from_scratch(tok) -> RWKV7:
         for output in (block.att.output, block.ffn.value):
             torch.nn.init.orthogonal_(output.weight, gain=out_init)
     first, *above = net.blocks
-    ramps = [pair for b in above for pair in ((b.att.w0, w0_above), (b.ffn.x_k, x_k_above))]
+    ramps = [(b.att.w0, w0_above) for b in above] + [(b.ffn.x_k, x_k_above) for b in above]
     for p, ends in ((first.att.w0, w0_first), (first.att.a0, a0_first), *ramps):
         if ends:
             p.copy_(torch.linspace(*ends, head_size).repeat(n_embd // head_size))
@@ -311,7 +311,7 @@ def check():
         if not found or any(one not in known for one in (found if isinstance(found, list) else [found])):
             raise UserError(f"{key}={found!r}: choose from {', '.join(known)}")
     if any(len(e) not in (0, 2) or {*map(type, e)} - {int, float} for e in (w0_first, w0_above, a0_first, x_k_above)):
-        raise UserError("w0_first, w0_above, a0_first, x_k_above: give the first and the last value, or []: officially")
+        raise UserError("w0_first, w0_above, a0_first, x_k_above: give the first and the last value, or [] = official")
     if "on" in arms and (eval_bsz < 2 or n_val < 2):
         raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")
 
