@@ -56,9 +56,7 @@ def load():
         raise UserError(f"dtype {dtype!r} is unknown: use one of {', '.join(DTYPES)}")
     where = Path(model) if model else run.newest_run()
     if where is None:
-        raise UserError(
-            "there is no trained model in out/: run `python train_sft.py configs/quickstart.py`, or name one: --model="
-        )
+        raise UserError("no model in out/: run `python train_sft.py configs/quickstart.py`, or name one: --model")
     if where.is_dir():
         arm = where / "on" if (where / "on").is_dir() else where  # of a comparison, the seeded arm
         weights = arm / "model.pth" if (arm / "model.pth").exists() else arm / "last" / "model.pth"
@@ -179,6 +177,8 @@ def main():
     for ids, target in examples:
         if not ids:
             raise UserError("the prompt is empty")
+        if record and "decoders" in record["config"] and tok.mask_id not in ids:
+            raise UserError("the prompt has no mask, and this run fills in masks: put _ (bytes: byte 1) for each token")
         print(f"\nprompt   {tok.decode(ids)}" + (f"\ntarget   {target}" if target else ""))
         for label, module in arms:
             print(f"{label or 'output':8}", end=" ")

@@ -3,7 +3,7 @@
     world            RWKV World: greedy longest match over bytes, id 0 ends a text (BlinkDL/RWKV-LM, RWKV-v7)
     bytes            one id a byte
     gpt2             GPT-2 byte pairs, by tiktoken
-    chars:ALPHABET   id = position in ALPHABET, for small checkpoints; its last character ends a text, `_` is the mask
+    chars:ALPHABET   id = position in ALPHABET, for small checkpoints; the last ends a text, `_` elsewhere is the mask
 
 Every tokenizer has name, vocab_size (rows it needs), eot_id, mask_id (or None), encode, decode_bytes, decode and check.
 """
@@ -127,7 +127,7 @@ class Chars(Tokenizer):
             raise UserError(f"tokenizer chars:{alphabet}: the alphabet needs at least 2 characters, all different")
         self.alphabet, self.ids = alphabet, {c: i for i, c in enumerate(alphabet)}
         self.name, self.vocab_size, self.eot_id = f"chars:{alphabet}", len(alphabet), len(alphabet) - 1
-        self.mask_id = self.ids.get("_")
+        self.mask_id = self.ids.get("_") if alphabet[-1] != "_" else None
 
     def encode(self, text: str) -> list[int]:
         if unknown := [c for c in text if c not in self.ids]:

@@ -218,6 +218,8 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
     error, out = script(f"--model={run}", "--compare", name="sample.py")
     assert error is None
     assert out.count("seed on") == 3
+    error, _ = script(f"--model={run}", "--prompt=L=123", name="sample.py")
+    assert "the prompt has no mask" in error
 
 
 @pytest.mark.parametrize(
@@ -232,6 +234,7 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
         (["--fs_layer_start=2"], "seeds no layer"),
         (["--task=retrieval", "--task_args={}", "--tokenizer=bytes"], "rows without blanks"),
         (["--tokenizer=chars:0123456789LMR=|#"], "has no mask"),
+        (["--tokenizer=chars:0123456789LMR=|_"], "has no mask"),
         (["--rounds=-1", "--decoders=['iterative']"], "out of range"),
         (["--decoders=['assignment']"], "does not say which tokens"),
         (["--n_val=1"], "at least 2"),

@@ -156,6 +156,7 @@ def test_chars():
     assert (tok.vocab_size, tok.eot_id, tok.mask_id) == (13, 12, 11)
     assert get_tokenizer(tok.name).encode("7") == [7]
     assert get_tokenizer("chars:ab").mask_id is None
+    assert get_tokenizer("chars:ab_").mask_id is None, "what ends a text can't be a mask too"
     with pytest.raises(UserError, match="'x'"):
         tok.encode("9x")
     for name in ("chars:aab", "chars:a", "chars:"):
