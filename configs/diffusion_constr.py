@@ -10,4 +10,3 @@ task = "infill"
 task_args = {"kind": "constr", "n_digits": 8}
 tokenizer = "chars:0123456789PMR=|_#"
 threads = 1
-x_k_above = [0.0, 10.0]  # what neighbouring masks read differs in a digit

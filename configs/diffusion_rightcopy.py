@@ -1,8 +1,7 @@
 """Masked diffusion, in-place copy from the right: L=93572084|M=________|R=16640295. From scratch, no downloads.
 
     python train_diffusion.py configs/diffusion_rightcopy.py
-    python train_diffusion.py configs/diffusion_rightcopy.py --max_steps=200 --a0_first=[] \
-        --x_k_above=[] --lr_schedule=warmdown
+    python train_diffusion.py configs/diffusion_rightcopy.py --max_steps=200 --a0_first=[] --lr_schedule=warmdown
     python train_diffusion.py configs/diffusion_rightcopy.py --task_args.n_digits=16
 
 2 layers of width 128, heads of 32, 32 rows a step, as published; three arms, on one CPU thread about 5 minutes.
@@ -13,4 +12,3 @@ task = "infill"
 task_args = {"kind": "rightcopy", "n_digits": 8}
 tokenizer = "chars:0123456789LMR=|_#"
 threads = 1
-x_k_above = [0.0, 10.0]  # what neighbouring masks read differs in a digit

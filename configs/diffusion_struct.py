@@ -1,8 +1,7 @@
 """Masked diffusion: {"a":93572084,"b":________________,"c":16640295}, b is a followed by c. No downloads.
 
     python train_diffusion.py configs/diffusion_struct.py
-    python train_diffusion.py configs/diffusion_struct.py --max_steps=200 --a0_first=[] \
-        --x_k_above=[] --lr_schedule=warmdown
+    python train_diffusion.py configs/diffusion_struct.py --max_steps=200 --a0_first=[] --lr_schedule=warmdown
 
 Half of the blanks stand to the left as well, so a causal reader can get .55. Sizes as published; three arms, on one CPU
 thread about 6 minutes. Published: 200 steps .547 -> .745, 1000 steps .544 -> .924.
