@@ -177,7 +177,7 @@ def main():
     for ids, target in examples:
         if not ids:
             raise UserError("the prompt is empty")
-        if record and "decoders" in record["config"] and tok.mask_id not in ids:
+        if record and "decoders" in record["config"] and tok.mask_id not in ids:  # a run of train_diffusion.py
             raise UserError("the prompt has no mask, and this run fills in masks: put _ (bytes: byte 1) for each token")
         print(f"\nprompt   {tok.decode(ids)}" + (f"\ntarget   {target}" if target else ""))
         for label, module in arms:
