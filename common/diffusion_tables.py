@@ -31,12 +31,12 @@ def cell(rows: list[dict], arm: str) -> str:
 def arms_table(paths: list[str | Path], published: list[dict]) -> str:
     """One row a file: all arms and controls, the ceiling of a reader without a seed, and what was published."""
     head = ["task", "steps", "n", "causal ceiling", "off", "**on**", "on - off, pp", "trained start state",
-            *(f"on, {s}" for s in SUBSTITUTES[1:]), "published off, on"]  # fmt: skip
+            *(f"on, {s}" for s in SUBSTITUTES), "published off, on"]  # fmt: skip
     body = []
     for path in paths:
         rows = load(path)
         one, name, ceiling = rows[0], Path(path).stem, rows[0]["levels"].get("causal ceiling")
-        controls = [[r["on"]["controls"][s][r["metric"]] for r in rows] for s in SUBSTITUTES[1:]]
+        controls = [[r["on"]["controls"][s][r["metric"]] for r in rows] for s in SUBSTITUTES]
         before = next((p for p in published if p["record"] == name), None)
         body.append((
             name.removeprefix("diffusion_"), str(one["config"]["max_steps"]), str(len(rows)),

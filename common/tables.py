@@ -282,7 +282,7 @@ def summary_table(paths: list[str | Path]) -> str:
         cells += [plus_minus(c.cost, 2), f"{max(b for _, b in c.memory_gib):.1f}" if c.memory_gib else "-"]
         beside.append((c.name, *cells, *(published_cells(c, published) if published else ())))
     heads = ["controls and cost", *SUBSTITUTES, START, TWICE, f"pp, {FIRST}", "time", "GiB"]
-    heads += ["published: med vs quick, pp", "published: equal steps, pp"] if published else []
+    heads += ["published, longer with a seed, pp", "published, equal budgets, pp (pairs)"] if published else []
     return f"{markdown(head, rows)}\n\n{markdown(heads, beside)}\n\n{RULES}"
 
 

@@ -33,7 +33,7 @@ def test_one_record_has_its_arms_and_its_sets(files):
     path = files("diffusion_copy_5.jsonl", [record(0, 0.2, 0.6, 0.3), record(1, 0.22, 0.7, 0.32)])
     arms, sets = report.table([path]).split("\n\n")
     cells = ["copy_5", "5", "2", "0.250", "0.210 ± 0.014", "**0.650 ± 0.071**", "+44.00 ± 5.66", "0.310 ± 0.014"]
-    assert arms.splitlines()[2] == f"| {' | '.join([*cells, '0.200', '0.300', '-'])} |"
+    assert arms.splitlines()[2] == f"| {' | '.join([*cells, '0.100', '0.200', '0.300', '-'])} |"
     assert sets.splitlines()[0] == "| validation rows | decoder | accuracy, off | accuracy, on |"
     assert sets.splitlines()[5] == "| fresh | iterative | 0.200 ± 0.014 | 0.640 ± 0.071 |"
 
