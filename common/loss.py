@@ -50,4 +50,6 @@ def head_loss(h, weight, targets):
     The gradients of h and weight are made in the forward pass, from a few rows of logits at a time: memory does not
     grow with R * V. Differentiable once, and backward may be called once.
     """
+    if not torch.is_grad_enabled():  # needs_input_grad does not know of it
+        h, weight = h.detach(), weight.detach()
     return HeadLoss.apply(h, weight, targets)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import common.loss
 from common.loss import head_loss
@@ -45,6 +46,13 @@ def test_head_loss_of_frozen_weights_and_large_logits():
     assert h.grad[0].tolist() == pytest.approx([-1.0, 0.0, 0.0, 4.0])
     with torch.no_grad():
         assert head_loss(h, weight, torch.tensor([0, 3]))[0].item() == 300.0
+
+
+def test_without_a_gradient_none_is_made():
+    h, weight = torch.randn(5, 16), torch.randn(50, 16, requires_grad=True)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        head_loss(h, weight, torch.zeros(5, dtype=torch.long))
+    assert counter.get_total_flops() == 2 * 5 * 16 * 50  # of the logits alone
 
 
 def test_the_choice_of_a_dtype_is_measured_and_said(capsys, monkeypatch):
