@@ -5,6 +5,7 @@ import torch
 
 import model
 import wkv_cuda
+from common.errors import UserError
 from wkv_cuda import glue
 
 pytestmark = pytest.mark.skipif(wkv_cuda.backend() != "cpp", reason=f"no C++ here: {wkv_cuda.describe()}")
@@ -101,6 +102,12 @@ def test_views_that_are_not_contiguous():
     strided = [t.transpose(0, 1).contiguous().transpose(0, 1) if t.dim() == 3 else t for t in args[:-1]] + [args[-1]]
     for x, y in zip(run(model.readout, strided), run(model.readout, args), strict=True):
         assert torch.equal(x, y)
+
+
+def test_heads_that_are_too_large():
+    for piece in ("operands", "readout"):
+        with pytest.raises(UserError, match="256 channels"):
+            run(getattr(model, PIECES[piece]), arguments(piece, 1, 1, 1, 512))
 
 
 def test_other_dtypes_take_the_formula(monkeypatch):

@@ -29,7 +29,8 @@ def wkv7(r, w, k, v, a, b, s0=None):
     """Run the recurrence over T >= 0 steps.
 
     r w k v a b: (B, T, H, N), all fp32, bf16 or fp64. w <= 0, with d = exp(-exp(w)); -inf means no decay: a step with
-    w = -inf and k = v = a = b = 0 changes nothing. (Larger w is exact too, but for the torch form: see LOWEST.)
+    w = -inf and k = v = a = b = 0 changes nothing. (Larger w is exact too, but for the torch
+    form, see LOWEST, and from w = 0.91 on for the CUDA kernel in chunks, see chunked.py.)
     s0: (B, H, N, N) [value, key], fp32 (fp64 with fp64 operands), None = zeros.
     Returns y (B, T, H, N) in the operands' dtype and the state after step T, like s0. Differentiable once, in all.
     Raises UserError for operands that don't fit together.

@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 import wkv_cuda
+from common.errors import UserError
 from wkv_cuda.cpp import DTYPES, library, pointer, pointers
 
 ROWS = 32  # of glue.cpp: rows of a block, whose parameter gradients are added up
@@ -36,7 +37,12 @@ def fused(piece: type[Function]):
 def call(name: str, x, *args) -> None:
     """Run a function of glue.cpp on torch's threads, with the dtype of x."""
     threads = min(torch.get_num_threads(), 1 + x.numel() // 2**14)  # starting a thread has a price
-    if getattr(library().dll, name)(threads, DTYPES[x.dtype], *args):
+    status = getattr(library().dll, name)(threads, DTYPES[x.dtype], *args)
+    if status == 2:
+        raise UserError(
+            "heads of more than 256 channels are not compiled: choose smaller ones, or set WKV_BACKEND=torch"
+        )
+    if status:
         raise MemoryError(f"{name}: no memory for a thread's rows")
 
 
