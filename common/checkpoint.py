@@ -10,11 +10,14 @@ from common.errors import UserError
 from common.files import replacing
 
 
-def read_tensors(path: str | os.PathLike) -> dict:
-    """torch.load without running any code from the file; UserError in one sentence for everything that can be wrong."""
+def read_tensors(path: str | os.PathLike, mmap: bool = True) -> dict:
+    """torch.load without running any code from the file; UserError in one sentence for everything that can be wrong.
+
+    mmap: tensors are the file's pages, to be copied by whoever reads them.
+    """
     try:
         try:
-            z = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            z = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except RuntimeError as e:
             if "mmap" not in str(e):
                 raise
@@ -23,7 +26,7 @@ def read_tensors(path: str | os.PathLike) -> dict:
         raise UserError(f"{path} does not exist") from e
     except pickle.UnpicklingError as e:
         raise UserError(f"{path} was refused: it is not a plain file of tensors (pickled code is never run)") from e
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
+    except Exception as e:  # whatever garbage makes of the unpickler: KeyError, struct.error, AssertionError, ...
         raise UserError(f"{path} can't be read: truncated, or not a .pth file (download or copy it again)") from e
     if not isinstance(z, dict):
         raise UserError(f"{path} holds a {type(z).__name__}, expected a dict of tensors")
@@ -51,7 +54,7 @@ def infer_sizes(path: str | os.PathLike, z: dict) -> dict[str, int]:
 def check_shapes(path: str | os.PathLike, z: dict, expected: dict[str, tuple], optional: set[str]) -> None:
     """UserError for the first key of `z` that is missing, unknown or of another shape than expected."""
     for k in expected | z:
-        want, got = expected.get(k), tuple(z[k].shape) if k in z else None
+        want, got = expected.get(k), tuple(getattr(z[k], "shape", "?")) if k in z else None
         if want != got and k not in optional:
             has = "is missing" if got is None else f"has shape {got}" if want else "is not part of RWKV-7 x070"
             raise UserError(f"{path}: key {k} {has}" + (f", expected {want}" if want else ""))
@@ -68,7 +71,7 @@ def restore_trainer(path: Path, parts: dict) -> dict | None:
     """Load trainer.pt, if there is one, into `parts` -> progress. UserError if the run had other parts than these."""
     if not path.exists():
         return None
-    saved = read_tensors(path)
+    saved = read_tensors(path, mmap=False)  # optimizers keep what they are given, and the file will be replaced
     if set(saved["parts"]) != set(parts):
         raise UserError(
             f"{path} holds {sorted(saved['parts'])}, this run needs {sorted(parts)}: resume with the same config"

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from common.errors import UserError
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is renamed over `path`, on failure it is removed.
 
-    Raises UserError when the disk is full: the old file, if any, is still whole.
+    Raises UserError when the disk is full: the old file, if any, is still whole. (torch.save says so in a RuntimeError
+    without a number.)
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,8 +26,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with open(tmp, "rb+") as f:
             os.fsync(f.fileno())  # without it a power cut can leave the new name on an empty file
         os.replace(tmp, path)
-    except OSError as e:
-        if e.errno != errno.ENOSPC:
+    except (OSError, RuntimeError) as e:
+        numbered = isinstance(e, OSError)
+        if not (e.errno == errno.ENOSPC if numbered else shutil.disk_usage(path.parent).free < 2**20):
             raise
         raise UserError(
             f"no space left on disk while writing {path}: the previous version was kept; free some space and resume"

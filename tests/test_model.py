@@ -183,6 +183,8 @@ class TestBadCheckpoints:
         self.fails(tmp_path / "v4.pth", "x070", "blocks.0.att.r_k")
         torch.save([1, 2], tmp_path / "list.pth")
         self.fails(tmp_path / "list.pth", "list")
+        (tmp_path / "text.pth").write_text("hello world\n")
+        self.fails(tmp_path / "text.pth", "not a .pth file")
 
     def test_wrong_missing_and_unknown_keys_are_named(self, tmp_path):
         z = random_model().state_dict()
@@ -193,6 +195,8 @@ class TestBadCheckpoints:
         self.fails(tmp_path / "missing.pth", key, "missing", "(128, 512)")
         torch.save({**z, "blocks.1.att.k_extra": torch.ones(2)}, tmp_path / "extra.pth")
         self.fails(tmp_path / "extra.pth", "k_extra")
+        torch.save({**z, "epoch": 3}, tmp_path / "number.pth")
+        self.fails(tmp_path / "number.pth", "epoch", "not part of RWKV-7")
 
     def test_pickled_code_is_never_run(self, tmp_path):
         class Bomb:
