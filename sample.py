@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import tasks
-from common import config, run
+from common import config, dist, run
 from common.download import fetch
 from common.errors import UserError
 from common.tokenizer import Stream, get_tokenizer
@@ -59,18 +59,21 @@ def load():
         raise UserError("no model in out/: run `python train_sft.py configs/quickstart.py`, or name one: --model")
     if where.is_dir():
         arm = where / "on" if (where / "on").is_dir() else where  # of a comparison, the seeded arm
+        arm = arm if arm != where or not (where / "off").is_dir() else where / "off"
         weights = arm / "model.pth" if (arm / "model.pth").exists() else arm / "last" / "model.pth"
     else:
         weights = where if where.suffix == ".pth" else fetch(model)
     seed_file, record = weights.with_name("seed.pt"), None
     if weights.with_name("start.pt").exists():
-        raise UserError(f"{weights} goes with a trained start state, a control that only train_sft.py evaluates")
+        raise UserError(f"{weights} goes with a trained start state, a control that only its training script evaluates")
     for folder in weights.resolve().parents[:4]:  # what train_sft.py wrote about this run, if it was one
         if (folder / "config.json").exists():
             found = run.read_json(folder / "config.json")
             record = found if "val_hash" in found else None
             break
-    dev = ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu") if device == "auto" else device
+    if record and record["config"].get("read_twice"):
+        raise UserError(f"{weights} goes with reading twice, a control that only train_sft.py evaluates")
+    dev = dist.device_type("cpu" if device == "auto" and dtype == "int8" else device)
     reading = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     net = RWKV7.load(weights, reading).to(dev).eval()
     net.dtype = reading
@@ -91,7 +94,7 @@ def pick(logits, counts, generator) -> int:
     p = torch.softmax(logits.float().cpu(), dim=-1)
     sorted_p = p.sort(descending=True).values
     cutoff = sorted_p[int((sorted_p.cumsum(0) < top_p).sum().clamp(max=len(p) - 1))]
-    p = torch.where(p < cutoff, 0.0, p) ** (1 / temperature)
+    p = (torch.where(p < cutoff, 0.0, p) / sorted_p[0]) ** (1 / temperature)  # the likeliest can't underflow
     return int(torch.multinomial(p, 1, generator=generator))
 
 
@@ -157,7 +160,8 @@ def talk(net, decoder, fs, tok):
 
 
 def main():
-    config.override(globals())
+    signed = ("presence_penalty", "frequency_penalty")
+    config.check(config.override(globals()), {}, ("n_examples", "max_new_tokens"), signed)
     if chat and compare:
         raise UserError("chat and compare don't go together: choose one")
     net, decoder, fs, tok, record = load()

@@ -67,6 +67,21 @@ def override(g: dict, argv: list[str] | None = None) -> dict:
     return values
 
 
+def check(settings: dict, choices: dict[str, list], counts=(), signed=()) -> None:
+    """UserError for the first key whose value (a list: one of its items) is none of its choices, or too small a number.
+
+    counts: keys that are at least 1; no other number may be negative, but for those of `signed`.
+    """
+    for key, known in choices.items():
+        found = settings[key] if isinstance(settings[key], list) else [settings[key]]
+        if not found or any(one not in known for one in found):
+            raise UserError(f"{key}={settings[key]!r}: choose from {', '.join(known)}")
+    for key, value in settings.items():
+        least = 1 if key in counts else 0
+        if isinstance(value, int | float) and value < least and key not in signed:
+            raise UserError(f"{key}={value}: it must be at least {least}")
+
+
 def _assigned(path: str) -> dict[str, int]:
     """{lower-case name assigned at the top level of a script: its line}."""
     out = {}

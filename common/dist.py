@@ -6,15 +6,27 @@ import os
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
+
+
+def device_type(device: str) -> str:
+    """auto | cpu | cuda -> cpu | cuda. UserError for anything else, and for a GPU that torch does not find."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device!r}: choose from auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device='cuda': torch {torch.__version__} finds no GPU here, use device='cpu' or 'auto'")
+    return "cuda" if torch.cuda.is_available() and device == "auto" else device.replace("auto", "cpu")
+
 
 def init(device: str, threads: int) -> tuple[int, int, torch.device]:
-    """Join torchrun's process group if there is one, use `threads` CPU threads if not 0 -> rank, world size, device."""
+    """Join torchrun's process group if there is one, use `threads` CPU threads if not 0 -> rank, world size, device.
+
+    UserError for a device that is not there.
+    """
     if threads:
         torch.set_num_threads(threads)
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    if (device := device_type(device)) == "cuda":
         torch.cuda.set_device(local)
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")

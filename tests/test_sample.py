@@ -62,6 +62,20 @@ def test_the_newest_run_fills_in_its_validation_rows(script, tmp_path, monkeypat
     assert "seed.pt" in error
 
 
+def test_arms_without_a_seed(script, tmp_path):
+    sizes = ("--n_layer=2", "--n_embd=32", "--head_size=16", "--n_val=4", "--n_train=64", "--bsz=4", "--max_steps=1")
+    task = ("--tokenizer=chars:0123456789LMR=|_#", "--task_args.n_digits=3")
+    args = (*sizes, *task, f"--out_dir={tmp_path / 'twice'}", "--read_twice", "--future_seed=False")
+    assert script(*args, name="train_sft.py")[0] is None
+    error, _ = script(f"--model={next((tmp_path / 'twice').iterdir())}", name="sample.py")
+    assert_one_sentence(error, ["reading twice"])
+    args = (*sizes, *task, f"--out_dir={tmp_path / 'off'}", "--arms=['off']", "--task_args.kind=rightcopy")
+    assert script(*args, name="train_diffusion.py")[0] is None
+    error, out = script(f"--model={next((tmp_path / 'off').iterdir())}", "--n_examples=1", name="sample.py")
+    assert error is None
+    assert out.count("output") == 1
+
+
 def test_a_chat_reads_the_whole_conversation_again(script, tmp_path, monkeypatch):
     random_model(2, 64, 256, 64).save(tmp_path / "bytes.pth")
     monkeypatch.setattr("sys.stdin", io.StringIO("hello there\nagain\n\n"))
@@ -87,6 +101,7 @@ def test_a_chat_reads_the_whole_conversation_again(script, tmp_path, monkeypatch
         (["--chat", "--compare"], ["chat", "compare"]),
         (["--model=nowhere.pth", "--prompt=x", "--dtype=float16"], ["float16", "bfloat16"]),
         (["--promt=x"], ["promt", "did you mean 'prompt'"]),
+        (["--model=nowhere.pth", "--prompt=x", "--temperature=-1"], ["temperature=-1", "at least 0"]),
     ],
 )
 def test_mistakes(script, args, words):
@@ -128,6 +143,7 @@ class TestPick:
         sharp = p[:2] ** 2 / (p[:2] ** 2).sum()
         assert self.frequencies(sample, logits, temperature=0.5) == pytest.approx([*sharp.tolist(), 0, 0], abs=0.03)
         assert self.frequencies(sample, logits, n=10, temperature=0) == [1, 0, 0, 0]
+        assert self.frequencies(sample, [0.02, *[0.0] * 999], n=10, temperature=0.001) == [1, *[0] * 999]
         monkeypatch.setattr(sample, "temperature", 1.0)
 
     def test_agrees_with_pip_rwkv(self, sample):
