@@ -2,7 +2,7 @@
 
     python train_diffusion.py configs/diffusion_rightcopy.py              # all arms, from scratch, minutes on a CPU
     python train_diffusion.py --resume=out/diffusion_rightcopy-20261121-120000
-    python sample.py --model=out/RUN --prompt="L=93572084|M=________|R=16640295" --rounds=0   # masks fill in
+    python sample.py --model=out/RUN --prompt="L=93572084|M=________|R=16640295"    # --rounds=0 after mask="random"
 
 The model stays a strict left-to-right reader; the whole row is one segment. So a mask, a token with its own embedding,
 learns what stands to its right in one way: layer l starts its scan from the state in which layer l-1 ended the row.
@@ -16,16 +16,16 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import tasks
 from common import config, dist, optim, run
-from common.batches import Batches, fingerprint, left_pad
+from common.batches import Batches, evenly, fingerprint, left_pad
 from common.checkpoint import restore_trainer, save_trainer
 from common.download import fetch
 from common.errors import UserError
 from common.loss import head_loss
+from common.resume import override, record
 from common.start_state import StartState
 from common.tokenizer import get_tokenizer
 from common.unmasking import assign, unmask
@@ -109,6 +109,7 @@ data_seed = 1234  # of the rows, so that the validation set stays when `seed` ch
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=[*optim.SCHEDULES], mask=["task", "random"],
                dtype=["float32", "bfloat16"], device=["auto", "cpu", "cuda"], arms=["off", "on", "start"],
                decoders=["one pass", "iterative", "assignment"])  # fmt: skip
+COUNTS = ("n_layer", "n_embd", "head_size", "bsz", "top_k", "eval_bsz", "eval_every", "save_every", "log_every")  # > 0
 
 
 # --- model
@@ -211,7 +212,7 @@ def evaluate(net, fs, job, how: str, mask_id: int) -> tuple[dict, list]:
     """A whole validation set, all blanks masked -> metrics, predicted ids of each row."""
     nll, right, count, out = 0.0, 0, 0, {}
     order = sorted(range(len(job.val)), key=lambda i: len(job.val[i].prompt))
-    for batch in np.array_split(order, -(-len(order) // eval_bsz)):  # evenly: 'other row' needs company
+    for batch in evenly(order, eval_bsz):  # 'other row' needs company
         rows = [job.val[i] for i in batch]
         h, targets = read(net, fs, rows)
         loss, hits = head_loss(h, net.head.weight, targets)
@@ -294,9 +295,7 @@ def train(run_dir: Path, arm: str, jobs: dict, tok, dev) -> dict:
         rows = [filled_up(e, tok.eot_id) for e in batches[at["step"]]]
         rows = [noised(e, at["step"]) for e in rows] if mask == "random" else rows
         loss, norm = training_step(net, fs, optimizers, params, rows, scale)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            last = f"the last good weights are in {run_dir}/last, lower lr={lr} or raise warmup={warmup}"
-            raise UserError(f"loss {loss}, gradient norm {norm} at step {at['step']}: {last}")
+        optim.check_finite(loss, norm, at["step"], f"lr={lr}, warmup={warmup}", run_dir)
         at["step"] += 1
         at["tokens"] += sum(len(e.prompt) for e in rows)
         at["seconds"] += time.perf_counter() - t0
@@ -306,21 +305,27 @@ def train(run_dir: Path, arm: str, jobs: dict, tok, dev) -> dict:
 
 # --- check
 def check():
-    for key, known in CHOICES.items():
-        found = globals()[key]
-        if not found or any(one not in known for one in (found if isinstance(found, list) else [found])):
-            raise UserError(f"{key}={found!r}: choose from {', '.join(known)}")
     if any(len(e) not in (0, 2) or {*map(type, e)} - {int, float} for e in (w0_first, w0_above, a0_first, x_k_above)):
         raise UserError("w0_first, w0_above, a0_first, x_k_above: give the first and the last value, or [] = official")
-    if "on" in arms and (eval_bsz < 2 or n_val < 2):
+    if "on" in arms and (eval_bsz < 2 or n_val == 1):
         raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")
+    if "validation" in more_sets or any(not isinstance(args, dict) for args in more_sets.values()):
+        raise UserError(f"more_sets={more_sets}: write {{name: {{option of the task: value}}}}, none named validation")
+
+
+def rehearse(jobs: dict, tok, dev):
+    """Let seeds, sets and decoders refuse what they will refuse before an arm is trained, not behind it."""
+    net = build_model(tok, dev)
+    for arm in arms:
+        build_seed(arm, net, dev)
+    for job in jobs.values():
+        for how in decoders:
+            evaluate(net, None, replace(job, val=job.val[:2]), how, tok.mask_id)
 
 
 def main():
-    settings = config.override(globals())
-    if resume:
-        globals().update(run.read_json(Path(resume) / "config.json")["config"])
-        settings = config.override(globals())  # what the command line says still counts
+    settings = override(globals())
+    config.check(settings, CHOICES, COUNTS, signed=("fs_alpha_init", "fs_m_min", "fs_m_max"))
     check()
     _, world, dev = dist.init(device, threads)
     if world > 1:
@@ -337,15 +342,15 @@ def main():
     val_hash = fingerprint(job.val)
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation rows ({val_hash[:12]})")
     base = run.sha256(fetch(model)) if model else None
-    record = dict(config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels, **run.environment())
-    run.write_json(run_dir / "config.json", record)
+    about = record(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
 
     with run.guard(run_dir, f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"):
+        rehearse(jobs, tok, dev)
         results = {arm: train(run_dir / arm, arm, jobs, tok, dev) for arm in arms}
     if {"off", "on"} <= results.keys():
         log.print(run.comparison(results["off"], results["on"], job.metric, job.levels))
-    run.write_json(run_dir / "compare.json", dict(metric=job.metric, name=name, **record, **results))
-    run.plot_curves(run_dir / "curve.png", {a: run_dir / a for a in arms}, job.metric, job.levels, name)
+    run.write_json(run_dir / "compare.json", dict(metric=job.metric, **about, **results))
+    run.plot_curves(run_dir / "curve.png", {a: run_dir / a for a in arms}, job.metric, job.levels, about["name"])
     log.print(f"wrote {run_dir}")
 
 

@@ -27,6 +27,7 @@ from common import config, dist, frozen_lm, latent, latent_targets, optim, run
 from common.batches import Batches, fingerprint
 from common.checkpoint import restore_trainer, save_trainer
 from common.errors import UserError
+from common.resume import override, record
 from common.tables import markdown
 from common.tokenizer import Bytes
 from tasks._common import rng
@@ -99,6 +100,7 @@ data_seed = 1234  # of the split and of what is cut
 CHOICES = dict(dtype=["float32", "bfloat16"], reader=["bytes", "tokens"], pool=["place", "select"],
                anchor=["text", "chat", "none"], bos=["none", "after", "before", "text"], lr_schedule=[*optim.SCHEDULES],
                latents=["fresh", "cached"], device=["auto", "cpu", "cuda"])  # fmt: skip
+COUNTS = ("n_latents", "width", "n_layer", "n_head", "bsz", "max_new_tokens", "eval_bsz", "log_every", "save_every")
 TEXT, LATENT, SHUFFLED, BUDGET, QUESTION = "text", "latent", "shuffled latent", "token budget", "no context"
 SCORES = ("em", "f1", "nll", "first1", "first5")
 
@@ -305,8 +307,7 @@ def train(run_dir: Path, wire, job, log) -> dict:
         else:
             loss = training_step(wire, rows, teachers)
         norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"loss {loss}, gradient norm {norm} at step {at['step']}: lower lr={lr}, warm_lr={warm_lr}")
+        optim.check_finite(loss, norm, at["step"], f"lr={lr}, warm_lr={warm_lr}", run_dir)
         for group in optimizer.param_groups:
             group["lr"] = rate(at["step"], steps)
         optimizer.step()
@@ -330,20 +331,19 @@ def check():
         "first_token_top_p must be above 0; greedy is first_token_temperature=0": first_token_top_p > 0,
         f"warm_text={warm_text} is not a file": not warm_text or Path(warm_text).is_file(),
     }
-    for key, known in CHOICES.items():
-        rules[f"{key}={globals()[key]!r}: use one of {', '.join(known)}"] = globals()[key] in known
     for message, kept in rules.items():
         if not kept:
             raise UserError(message)
 
 
 def main():
-    settings = config.override(globals())
-    if resume or init:
-        globals().update(run.read_json(Path(resume or init) / "config.json")["config"])
+    settings = override(globals())
+    if init and not resume:
+        globals().update(run.read_json(Path(init) / "config.json")["config"])
         settings = config.override(globals())  # what the command line says still counts
-    _, _, dev = dist.init(device, threads)
+    config.check(settings, CHOICES, COUNTS)
     check()
+    _, _, dev = dist.init(device, threads)
     job, wire = build_data(), build_wire(dev)
     val_hash = fingerprint(job.val)
     name = Path(config.files()[0]).stem if config.files() else "latent"
@@ -355,14 +355,13 @@ def main():
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation rows ({val_hash[:12]})")
     for lm in wire.lms:
         log.print(f"{lm.name}: width {lm.width}, embedding RMS {lm.rms:.4g}, {lm.device}")
-    record = dict(config=settings, val_hash=val_hash, levels=job.levels, **run.environment())
-    record["base_sha256"] = {m: frozen_lm.file_hash(m) for m in models}
-    run.write_json(run_dir / "config.json", record)
+    base = {m: frozen_lm.file_hash(m) for m in models}
+    about = record(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
     with run.guard(run_dir, f"lower bsz={bsz} or eval_bsz={eval_bsz}"):
         result = train(run_dir, wire, job, log)
-    run.write_json(run_dir / "result.json", dict(metric="f1", name=name, **record, result=result))
+    run.write_json(run_dir / "result.json", dict(metric="f1", **about, result=result))
     levels = {k: float(np.mean([f[k]["f1"] for f in result["models"].values()])) for k in (TEXT, BUDGET, QUESTION)}
-    run.plot_curves(run_dir / "curve.png", {name: run_dir}, "f1", levels, name)
+    run.plot_curves(run_dir / "curve.png", {about["name"]: run_dir}, "f1", levels, about["name"])
     log.print(f"wrote {run_dir}")
 
 

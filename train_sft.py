@@ -14,18 +14,18 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import tasks
 from common import config, dist, optim, run
-from common.batches import Batches, fingerprint, fit, left_pad
+from common.batches import Batches, evenly, fingerprint, fit, left_pad
 from common.checkpoint import restore_trainer, save_trainer
 from common.decoding import decode, likeliest
 from common.download import fetch
 from common.errors import UserError
 from common.loss import head_loss
 from common.machine import faster_dtype
+from common.resume import override, record
 from common.start_state import StartState
 from common.tokenizer import get_tokenizer
 from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig
@@ -100,6 +100,7 @@ data_seed = 1234  # of the examples, so that the validation set stays when `seed
 
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=[*optim.SCHEDULES], train_only=["all", "seed"],
                dtype=["float32", "bfloat16", "auto"], device=["auto", "cpu", "cuda"])  # fmt: skip
+COUNTS = ("n_layer", "n_embd", "head_size", "bsz", "eval_bsz", "eval_every", "save_every", "log_every")  # 1 or more
 
 
 # --- model
@@ -163,7 +164,7 @@ def evaluate(net, fs, job, eot: int, rank=0, world=1) -> tuple[dict, list]:
     """The whole validation set -> metrics, [(example, predicted ids)] in the order of the set."""
     mine = sorted(range(rank, len(job.val), world), key=lambda i: len(job.val[i].prompt))
     nll, right, count, out, chosen = 0.0, 0, 0, [], []
-    for batch in np.array_split(mine, -(-len(mine) // eval_bsz)):  # evenly: 'other row' needs company
+    for batch in evenly(mine, eval_bsz):  # 'other row' needs company
         rows = [job.val[i] for i in batch]
         h, state = read_prompts(net, fs, rows)
         loss, hits, tokens = answer_loss(net, h, state, rows, eot)
@@ -229,7 +230,7 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
         if dist.any_of(run.interrupted(), dev):
             save()
             raise KeyboardInterrupt
-        final = at["step"] >= max_steps or 0 < time_budget <= at["seconds"]
+        final = at["step"] >= max_steps or (time_budget and dist.any_of(at["seconds"] >= time_budget, dev))
         if final or at["step"] % eval_every == 0:
             save()  # first: a long evaluation may be killed
             metrics, pairs = evaluate(net, fs, job, tok.eot_id, rank, world)
@@ -247,9 +248,7 @@ def train(run_dir: Path | None, seeded: bool, job, tok, rank, world, dev) -> dic
         t0, rows = time.perf_counter(), batches[at["step"]]
         scale = optim.lr_scale(at["step"], max_steps, warmup, lr_schedule)
         loss, norm = training_step(net, fs, optimizers, params, rows, tok.eot_id, rank, world, scale)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            last = f"the last good weights are in {run_dir}/last, lower lr={lr} or raise warmup={warmup}"
-            raise UserError(f"loss {loss}, gradient norm {norm} at step {at['step']}: {last}")
+        optim.check_finite(loss, norm, at["step"], f"lr={lr}, warmup={warmup}", run_dir)
         at["step"] += 1
         at["tokens"] += sum(len(e.prompt) + len(e.answer) for e in rows)
         at["seconds"] += time.perf_counter() - t0
@@ -270,13 +269,10 @@ def evaluate_controls(net, fs, job, eot, rank, world) -> dict:
 
 # --- check
 def check(world: int):
-    for key, known in CHOICES.items():
-        if globals()[key] not in known:
-            raise UserError(f"{key}={globals()[key]!r}: use one of {', '.join(known)}")
     if compare and time_budget:
         raise UserError("compare=True needs equal steps in both arms: use max_steps instead of time_budget")
-    if (compare or controls) and (eval_bsz < 2 or n_val == 1):
-        raise UserError("compare and controls swap seeds between rows: eval_bsz and n_val must be at least 2")
+    if (compare or controls) and eval_bsz < 2:
+        raise UserError("compare and controls swap seeds between rows: eval_bsz must be at least 2")
     if (start_state or read_twice) and (compare or future_seed):
         raise UserError("start_state and read_twice stand in for a seed: set compare=False and future_seed=False")
     if train_only == "seed" and (compare or not (future_seed or start_state)):
@@ -286,16 +282,18 @@ def check(world: int):
 
 
 def main():
-    settings = config.override(globals())
-    if resume:
-        globals().update(run.read_json(Path(resume) / "config.json")["config"])
-        settings = config.override(globals())  # what the command line says still counts
+    settings = override(globals())
+    config.check(settings, CHOICES, COUNTS, signed=("fs_alpha_init", "fs_m_min", "fs_m_max"))
     rank, world, dev = dist.init(device, threads)
     check(world)
     if dtype == "auto":  # the record says what it came to, and a resumed run stays with it
         settings["dtype"] = globals()["dtype"] = faster_dtype(dev)
     tok = get_tokenizer(tokenizer, vocab_file or None)
     job = tasks.build(task, tok, data_seed, n_train, n_val, **task_args)
+    if len(job.val) < (least := world * (2 if compare or controls else 1)):
+        raise UserError(
+            f"{len(job.val)} validation examples: controls and processes need at least {least}, raise n_val"
+        )
     full, job.val = job.val, [fit(e, max_prompt_tokens, job.truncate) for e in job.val]
     cut, val_hash = sum(a is not b for a, b in zip(full, job.val, strict=True)), fingerprint(job.val)
     name = Path(config.files()[0]).stem if config.files() else task
@@ -307,8 +305,7 @@ def main():
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation examples ({val_hash[:12]}), {cut} cut")
     if rank == 0:
         base = run.sha256(fetch(model)) if model else None
-        record = dict(config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels, **run.environment())
-        run.write_json(run_dir / "config.json", record)
+        about = record(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
 
     metric = job.metric if eval_decode or job.score_options else "token_accuracy"
     arms, results = {"off": False, "on": True} if compare else {"": future_seed}, {}
@@ -319,8 +316,9 @@ def main():
         if compare:
             log.print(run.comparison(results["off"], results["on"], metric, job.levels))
         file, results = ("compare.json", results) if compare else ("result.json", {"result": results[""]})
-        run.write_json(run_dir / file, dict(metric=metric, name=name, **record, **results))
-        run.plot_curves(run_dir / "curve.png", {arm or name: run_dir / arm for arm in arms}, metric, job.levels, name)
+        run.write_json(run_dir / file, dict(metric=metric, **about, **results))
+        curves = {arm or about["name"]: run_dir / arm for arm in arms}
+        run.plot_curves(run_dir / "curve.png", curves, metric, job.levels, about["name"])
         log.print(f"wrote {run_dir}")
 
 

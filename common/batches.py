@@ -28,7 +28,7 @@ def fit(e: Example, limit: int, side: str | None) -> Example:
 
 def fingerprint(examples: list[Example]) -> str:
     """SHA-256 of everything a model sees of `examples`: equal for two runs exactly if they evaluated the same."""
-    rows = [(e.id, e.prompt, e.answer, e.blanks) for e in examples]
+    rows = [(e.id, e.prompt, e.answer, e.blanks, *([e.options] if e.options else [])) for e in examples]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -37,6 +37,12 @@ def left_pad(rows: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, list
     lengths = [len(r) for r in rows]
     T = max(lengths)
     return torch.tensor([[pad_id] * (T - len(r)) + r for r in rows], dtype=torch.long).view(len(rows), T), lengths
+
+
+def evenly(order: list[int], n: int) -> list[np.ndarray]:
+    """`order` in parts of nearly equal size, at most n, or n + 1 = 3 where one alone would be left over."""
+    parts = -(-len(order) // n)
+    return np.array_split(order, max(1, min(parts, len(order) // 2) if n > 1 else parts))
 
 
 class Batches:

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from common.errors import UserError
+
 # the share of the steps after warmup that is done -> factor of the rates
 SCHEDULES = {
     "cosine": lambda p: 0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2,
@@ -54,3 +56,12 @@ def update(optimizers, scale: float) -> None:
             group["lr"] = group["peak_lr"] * scale
         o.step()
         o.zero_grad()
+
+
+def check_finite(loss: float, norm: float, step: int, rates: str, run_dir) -> None:
+    """UserError that says what to change if the loss or the gradient's norm is none; nothing was updated with it."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        again = f"start again with a lower rate or a longer warmup than {rates}"
+        raise UserError(
+            f"loss {loss}, gradient norm {norm} at step {step}: {again}; {run_dir}/last has the last good weights"
+        )

@@ -235,8 +235,12 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
         (["--task=retrieval", "--task_args={}", "--tokenizer=bytes"], "rows without blanks"),
         (["--tokenizer=chars:0123456789LMR=|#"], "has no mask"),
         (["--tokenizer=chars:0123456789LMR=|_"], "has no mask"),
-        (["--rounds=-1", "--decoders=['iterative']"], "out of range"),
-        (["--decoders=['assignment']"], "does not say which tokens"),
+        (["--rounds=-1"], "rounds=-1: it must be at least 0"),
+        (["--top_k=0"], "top_k=0: it must be at least 1"),
+        (["--decoders=['one pass','assignment']"], "does not say which tokens"),
+        (["--fs_gate=heads"], "seed gate 'heads' is unknown"),
+        (["--more_sets={'validation': {'n_digits': 2}}"], "none named validation"),
+        (["--more_sets={'fresh': 3}"], "option of the task"),
         (["--n_val=1"], "at least 2"),
         (["--w0_above=[1.0]"], "give the first and the last value"),
         (["--a0_first=['a','b']"], "give the first and the last value"),
@@ -245,9 +249,25 @@ def test_sample_fills_the_masks_of_a_run_round_by_round(tiny, script):
     ],
 )
 def test_bad_input_is_one_sentence(tiny, script, args, said):
-    error, _ = script(tiny, *args, name=NAME)
+    error, out = script(tiny, *args, name=NAME)
     assert said in error
     assert error.count("\n") == 0
+    assert "\nstep " not in out, "before an arm is trained"
+
+
+def test_a_resumed_run_is_not_changed(tiny, script):
+    assert script(tiny, name=NAME)[0] is None
+    run = only(tiny.parent / "out")
+    before = (run / "compare.json").read_bytes()
+    for change in ("--muon_lr=0.3", "--data_seed=7", "--seed=3", "--mask=random", "--max_steps=8"):
+        error, _ = script(f"--resume={run}", change, name=NAME)
+        assert "began with" in error
+    assert (run / "compare.json").read_bytes() == before
+    assert script(f"--resume={run}", "--decoders=['one pass','iterative']", name=NAME)[0] is None
+    result, old = json.loads((run / "compare.json").read_bytes()), json.loads(before)
+    assert (result["name"], result["on"]["loss"]) == ("tiny", old["on"]["loss"])
+    assert result["on"]["controls"] == old["on"]["controls"]
+    assert "iterative" in result["on"]["sets"]["fresh"]
 
 
 def test_a_checkpoint_with_official_layout_can_be_trained(tiny, script):

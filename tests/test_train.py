@@ -263,7 +263,11 @@ class TestBadInput:
         [
             (["--start_state"], ["future_seed=False"]),
             (["--read_twice", "--compare", "--future_seed=False"], ["compare=False"]),
-            (["--controls", "--n_val=1"], ["n_val must be at least 2"]),
+            (["--controls", "--n_val=1"], ["1 validation", "at least 2", "n_val"]),
+            (["--micro_bsz=-1"], ["micro_bsz=-1", "at least 0"]),
+            (["--fs_clip=-1"], ["fs_clip=-1.0", "at least 0"]),
+            (["--eval_every=0"], ["eval_every=0", "at least 1"]),
+            (["--seed=-1"], ["seed=-1"]),
             (["--n_stepz=3"], ["n_stepz"]),
             (["--optimizer=sgd"], ["optimizer", "adamw, muon"]),
             (["--task=punk"], ["punk", "punc"]),
@@ -307,13 +311,16 @@ class TestBadInput:
         assert "out of memory" in error
         assert "micro_bsz" in error
 
-    def test_full_disk_loses_nothing(self, tiny, script, monkeypatch):
+    @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 1 vs 2")])
+    def test_full_disk_loses_nothing(self, tiny, script, monkeypatch, failure):
         real, calls = torch.save, []
 
         def full(obj, path):
             calls.append(path)
             if len(calls) > 6:
-                raise OSError(28, "No space left on device")
+                usage = shutil.disk_usage(path.parent)._replace(free=0)
+                monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+                raise failure
             real(obj, path)
 
         monkeypatch.setattr(torch, "save", full)
@@ -324,11 +331,18 @@ class TestBadInput:
         assert not list(run.rglob("*.tmp"))
 
 
-def test_resume_refuses_another_model(tiny, script):
-    assert script(tiny)[0] is None
-    run = only(tiny.parent / "out")
-    error, _ = script(f"--resume={run}", "--n_embd=64")
-    assert "resume with the same config" in error
+def test_an_odd_row_is_not_left_without_company(tiny, script):
+    error, _ = script(tiny, "--compare", "--n_val=3", "--eval_bsz=2", "--max_steps=1")
+    assert error is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["train_sft.py", "train_diffusion.py", "sample.py"])
+def test_a_gpu_that_is_not_there(tiny, script, name):
+    random_model(2, 32, 17, 16).save(tiny.parent / "base.pth")
+    args = ["--prompt=1", "--tokenizer=chars:0123456789LMR=|_#"] if name == "sample.py" else [tiny]
+    error, _ = script(*args, f"--model={tiny.parent / 'base.pth'}", "--device=cuda", name=name)
+    assert_one_sentence(error, ["finds no GPU", "device='cpu'"])
 
 
 def test_help_lists_every_key(script):

@@ -186,7 +186,7 @@ def test_runs_become_one_table_and_a_figure(tiny, latent_run, tmp_path):
         (["--init=nowhere"], ["nowhere"]),
         (["--future_seed"], ["seed.pt"]),
         (["--resume=nowhere"], ["nowhere"]),
-        (["--lr=1e30", "--grad_clip=0.0", "--warm_steps=0", "--warmup=0"], ["step", "lower lr"]),
+        (["--lr=1e30", "--grad_clip=0.0", "--warm_steps=0", "--warmup=0"], ["step", "lower rate"]),
     ],
 )
 def test_mistakes_are_one_sentence(tiny, latent_run, args, words):
