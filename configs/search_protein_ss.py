@@ -4,7 +4,7 @@
     python search.py configs/search_protein_ss.py --overrides.task_args="{'data': 'train.jsonl', 'val_data': 'v.jsonl'}"
     python report.py out/search_protein_ss/records.jsonl
 
-Downloads FLIP's copy of NetSurfP-2.0 (2 MB) once, or takes your files. About 4,000 steps of 32 windows.
+Downloads FLIP's copy of NetSurfP-2.0 (2 MB) once, or takes your files. 3,420 steps of 32 windows.
 """
 
 task_config = "configs/protein_ss_scratch.py"
