@@ -1,7 +1,7 @@
 """A task turns data into examples and scores predictions. Tasks know tokens, never tensors: no torch in here.
 
 Each file in this directory defines `build(tok, seed, n_train, n_val, **options) -> Task`. Its keyword options are
-what a config passes as `task_args = {...}`; their defaults and comments in the signature are the documentation.
+what a config passes as `task_args = {...}`; their types, defaults and comments in the signature are the documentation.
 """
 
 import importlib
@@ -9,6 +9,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 from common.errors import UserError
 
@@ -67,12 +69,39 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def build(name: str, tok, seed: int, n_train: int, n_val: int, **options) -> Task:
-    """Build the task `name`; an unknown name or option is a UserError that lists the known ones."""
+def signature(name: str) -> dict[str, inspect.Parameter]:
+    """The options of the task `name`: their types and defaults. An unknown name is a UserError that lists the known."""
     if name not in names():
         raise UserError(f"unknown task {name!r}: choose one of {', '.join(names())}")
     fn = importlib.import_module(f"tasks.{name}").build
-    known = list(inspect.signature(fn).parameters)[4:]
+    return dict(list(inspect.signature(fn, eval_str=True).parameters.items())[4:])
+
+
+def fits(value, kind) -> bool:
+    """Whether value is of a type as signatures have it: int, list[int], int | list[int]. A bool is no int."""
+    origin = get_origin(kind) or kind
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in get_args(kind))
+    if origin is list:  # a tuple will do
+        return type(value) in (list, tuple) and all(fits(item, one) for item in value for one in get_args(kind))
+    return origin in (type(value), inspect.Parameter.empty)  # an option without a type takes anything
+
+
+def typed(what: str, value, kind, default):
+    """`value` if it is of the type `kind`, a whole number as a float where one is wanted; else a UserError."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if not fits(value, kind):
+        wanted = kind.__name__ if isinstance(kind, type) else kind
+        raise UserError(f"{what} must be {wanted} like {default!r}, got {value!r}")
+    return value
+
+
+def build(name: str, tok, seed: int, n_train: int, n_val: int, **options) -> Task:
+    """Build the task `name`; an unknown name or option, or a value of a wrong type, is a UserError that says so."""
+    known = signature(name)
     if unknown := sorted(set(options) - set(known)):
         raise UserError(f"task {name} has no option {unknown[0]!r}: it knows {', '.join(known) or 'none'}")
-    return fn(tok, seed, n_train, n_val, **options)
+    for key, value in options.items():
+        options[key] = typed(f"task {name}: {key}", value, known[key].annotation, known[key].default)
+    return importlib.import_module(f"tasks.{name}").build(tok, seed, n_train, n_val, **options)

@@ -27,26 +27,15 @@ SETTINGS = dict(tokenizer="world", vocab_file="", data_seed=1234, n_train=200, n
 
 
 # --- what is asked for
-def signature(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a task and their defaults."""
-    if name not in tasks.names():
-        raise UserError(f"unknown task {name!r}: choose one of {', '.join(tasks.names())}")
-    return dict(list(inspect.signature(importlib.import_module(f"tasks.{name}").build).parameters.items())[4:])
-
-
-def convert(arg: str, text: str, default: object) -> object:
-    """`text` as a value of the type that `default` has."""
-    if isinstance(default, str):
+def convert(arg: str, text: str, kind, default: object) -> object:
+    """`text` as a value of the type `kind`."""
+    if kind is str:
         return text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise UserError(f"{arg}: it must be {type(default).__name__} like {default!r}, got {text!r}")
-    return value
+    return tasks.typed(f"{arg}: it", value, kind, default)
 
 
 def parse(argv: list[str]) -> tuple[str, dict, dict]:
@@ -59,13 +48,15 @@ def parse(argv: list[str]) -> tuple[str, dict, dict]:
             raise UserError(f"config file {name} can't be read ({e.strerror})") from e
         name, options = found.get("task", "infill"), dict(found.get("task_args", {}))
         settings |= {key: found[key] for key in SETTINGS if key in found}
-    known = {key: p.default for key, p in signature(name).items()}
+    known = tasks.signature(name)
+    types = {key: (p.annotation, p.default) for key, p in known.items()}
+    types = {key: (type(value), value) for key, value in SETTINGS.items()} | types
     for arg in argv[1:]:
         key, eq, text = arg.lstrip("-").removeprefix("task_args.").partition("=")
-        if not arg.startswith("--") or key not in {**SETTINGS, **known}:
+        if not arg.startswith("--") or key not in types:
             raise UserError(f"{arg}: {name} has no such option, it knows {', '.join({**known, **SETTINGS})}")
         values = options if key in known else settings
-        values[key] = convert(arg, text if eq else "True", known.get(key, SETTINGS.get(key)))
+        values[key] = convert(arg, text if eq else "True", *types[key])
     return name, settings, options
 
 
@@ -78,7 +69,7 @@ def options_help(name: str) -> str:
     """The part of the signature of `build` with the options and their comments."""
     source = inspect.getsource(importlib.import_module(f"tasks.{name}").build)
     lines = re.split(r"\n\) -> ", source)[0].split("\n")
-    return "\n".join(line for line in lines if re.match(rf"    ({'|'.join(signature(name)) or '-'})\b", line))
+    return "\n".join(line for line in lines if re.match(rf"    ({'|'.join(tasks.signature(name)) or '-'})\b", line))
 
 
 def spread(numbers: list[int]) -> str:

@@ -101,7 +101,7 @@ def build(
     kind: str = "kvsort",  # kvsort | permfill
     n_min: int = 0,  # fewest items of training rows; 0 = as published: 20 (kvsort), 24 (permfill)
     n_max: int = 0,  # most items of training rows; 0 = n_min
-    n_test: int = 0,  # items of validation rows, or a list of several: as many rows of each; 0 = n_max
+    n_test: int | list[int] = 0,  # items of validation rows, or a list of several: as many rows of each; 0 = n_max
     anchors: int = 0,  # items of M that are shown, at random places
     keys_only: bool = True,  # kvsort: M is keys alone, else pairs; permfill has no values
     metric: str = "exact",  # what a report quotes: exact | accuracy

@@ -163,7 +163,7 @@ def build(
     n_val: int,
     side: int = 4,  # 4 | 9
     form: str = "in_place",  # in_place | board | cells
-    blanks: int = 8,  # of each generated puzzle; a list of several: one of them, drawn for each puzzle
+    blanks: int | list[int] = 8,  # of each generated puzzle; a list of several: one of them, drawn for each puzzle
     where: str = "random",  # the blanks: random | prefix | suffix
     unique: bool = False,  # only puzzles with one solution; 9x9 gets slow above 55 blanks
     boards: str = "pattern",  # pattern: shuffles of one board, as published | any: found by search, slower

@@ -1,4 +1,4 @@
-"""`python -m tasks`, and the configs of the question answering tasks."""
+"""`python -m tasks`, types of options, and the configs of the question answering tasks."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ import pytest
 import tasks
 from common.errors import UserError
 from conftest import ROOT
-from task_checks import arc_files, hotpot_row, write
+from task_checks import BYTES, arc_files, hotpot_row, write
 from tasks import __main__ as view
 
 CONFIGS = ["arc_optionsfirst", "arc_qfirst", "hotpot_qafter_4096", "hotpot_qfirst", "squad_qafter", "squad_qfirst"]
@@ -21,7 +21,7 @@ CONFIGS = ["arc_optionsfirst", "arc_qfirst", "hotpot_qafter_4096", "hotpot_qfirs
 def test_configs_name_options_that_exist(name):
     found = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))
     assert found["task"] == name.split("_")[0]
-    assert set(found["task_args"]) <= set(view.signature(found["task"]))
+    assert set(found["task_args"]) <= set(tasks.signature(found["task"]))
     assert found["compare"]
     if name.endswith("qfirst"):  # a control differs in the order alone
         other = {"arc": "arc_optionsfirst", "hotpot": "hotpot_qafter_4096", "squad": "squad_qafter"}[found["task"]]
@@ -98,7 +98,8 @@ def test_long_training_sets_are_looked_at_in_part(capsys):
         (["arc", "--order=first"], "--order=first: arc has no such option, it knows data, val_data, question"),
         (["arc", "question=first"], "arc has no such option"),
         (["retrieval", "--n_pairs=many"], "--n_pairs=many: it must be int like 64, got 'many'"),
-        (["retrieval", "--n_val"], "--n_val: it must be int like 50, got 'True'"),
+        (["retrieval", "--n_val"], "--n_val: it must be int like 50, got True"),
+        (["sudoku", "--blanks=[4,'8']"], "--blanks=[4,'8']: it must be int | list[int] like 8, got [4, '8']"),
         (["absent.py"], "config file absent.py can't be read"),
     ],
 )
@@ -107,6 +108,47 @@ def test_view_errors(argv, message):
         view.main(argv)
 
 
+# --- types of options
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("infill", {"n_digits": "eight"}, "task infill: n_digits must be int like 8, got 'eight'"),
+        ("infill", {"n_digits": True}, "n_digits must be int like 8, got True"),
+        ("infill", {"kind": 3}, "kind must be str like 'rightcopy', got 3"),
+        ("protein_ss", {"share": "much"}, "share must be float like 0.3, got 'much'"),
+        ("sudoku", {"blanks": 4.5}, "blanks must be int | list[int] like 8, got 4.5"),
+        ("sudoku", {"blanks": [4, None]}, "blanks must be int | list[int] like 8, got [4, None]"),
+        ("permute", {"n_test": "9"}, "n_test must be int | list[int] like 0, got '9'"),
+    ],
+)
+def test_values_of_a_wrong_type_are_named(name, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        tasks.build(name, BYTES, 0, 10, 10, **options)
+
+
+def test_types_of_options():
+    assert tasks.fits(4, int | list[int])
+    assert tasks.fits((4, 5), int | list[int])
+    assert tasks.fits(None, str | None)
+    assert not tasks.fits(True, int | list[int])
+    assert not tasks.fits([4, True], int | list[int])
+    assert tasks.fits("anything", inspect.Parameter.empty)
+    assert type(tasks.typed("x", 2, float, 0.5)) is float
+    for name in tasks.names():
+        for option in tasks.signature(name).values():
+            assert tasks.fits(option.default, option.annotation)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_configs_give_options_of_their_types(path):
+    found = runpy.run_path(str(path))
+    known = tasks.signature(found["task"]) if "task" in found else {}
+    for options in (found.get("task_args", {}), *found.get("more_sets", {}).values()) if known else ():
+        for key, value in options.items():
+            assert tasks.fits(value, known[key].annotation)
+
+
+# --- as a command
 def test_view_is_a_command_without_torch():
     code = "import sys, tasks.__main__ as t; t.main(sys.argv[1:]); assert not {'torch', 'requests'} & {*sys.modules}"
     out = subprocess.run([sys.executable, "-c", code, "squad", "--help"], cwd=ROOT, capture_output=True, text=True)
