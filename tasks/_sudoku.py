@@ -96,6 +96,18 @@ def draw_board(random, side: int, boards: str) -> str:
     return pattern(rows, columns, digits)
 
 
+def chances(boards: str) -> dict[str, float]:
+    """The 4x4 boards that draw_board makes, and how likely each is."""
+    if boards == "pattern":
+        shuffles = itertools.product(orders(2), orders(2), itertools.permutations(range(1, 5)))
+        made = sorted({pattern(*x) for x in shuffles})
+        return dict.fromkeys(made, 1 / len(made))
+    every = solutions("0" * 16, 300)
+    # the search fills the upper half first, with all 96 equally likely, and then the lower one in one of 2 or 4 ways
+    ways = Counter(board[:8] for board in every)
+    return {board: 1 / (len(ways) * ways[board[:8]]) for board in every}
+
+
 def solved(board: str) -> bool:
     return "0" not in board and candidates(board) is not None
 

@@ -13,7 +13,6 @@ boards of the published generator (boards="pattern") are images of one another u
 would be left if those counted: it makes 96 of the 288 boards of 4x4, about 31,000 of 9x9 up to the digits' names.
 """
 
-import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -21,19 +20,7 @@ from dataclasses import dataclass
 from common.errors import UserError
 from tasks import Example, Task
 from tasks._common import Generated, char_ids, content_id, rng
-from tasks._sudoku import (
-    blank,
-    blanks_of,
-    draw_board,
-    is_val,
-    legal,
-    load,
-    orders,
-    pattern,
-    solutions,
-    solved,
-    unique_puzzle,
-)
+from tasks._sudoku import blank, blanks_of, chances, draw_board, is_val, legal, load, solutions, solved, unique_puzzle
 
 KNOWN = {
     "side": (4, 9),
@@ -111,30 +98,41 @@ def distinct(make, n: int) -> list[Example]:
 
 
 # --- scores and levels
-def causal_ceiling(val: list[Example], boards: list[str]) -> float:
+def causal_ceiling(val: list[Example], boards: dict[str, float]) -> float:
     """The best expected share of blanks right of a reader that has seen only the clues to the left of each.
 
-    All of `boards` are equally likely, and the places of the blanks say nothing. Earlier blanks are masks to it.
+    It knows how often each of `boards` is drawn, not which are for validation; the places of the blanks say nothing.
+    Earlier blanks are masks to it.
     """
     shares = []
     for e in val:
-        fit = boards
+        fit = list(boards)
         for i, clue in enumerate(e.meta["puzzle"]):
             if clue == "0":
-                shares.append(max(Counter(board[i] for board in fit).values()) / len(fit))
+                digits = Counter()
+                for board in fit:
+                    digits[board[i]] += boards[board]
+                shares.append(max(digits.values()) / digits.total())
             else:
                 fit = [board for board in fit if board[i] == clue]
     return sum(shares) / len(shares)
 
 
 def levels_of(val: list[Example], side: int, metric: str) -> dict[str, float]:
-    """Expected `metric` of random digits, and of random ones of the digits that are legal at their cell."""
+    """Expected `metric` of random digits in the blanks, and of random ones of those that are legal at their cell.
+
+    valid: every solution counts. No more than two of a 9x9 are looked for: if there are two, it is "at least" so much.
+    """
     choices = [legal(e.meta["puzzle"]) for e in val]
     if metric == "blank_accuracy":
         chances = [1 / n for row in choices for n in row]
         return {"chance": 1 / side, "legal digits": sum(chances) / len(chances)}
-    chance, guess = [side ** -len(row) for row in choices], [1 / math.prod(row) for row in choices]
-    return {"chance": sum(chance) / len(val), "legal digits": sum(guess) / len(val)}
+    limit = 300 if side == 4 else 2
+    ways = [len(solutions(e.meta["puzzle"], limit)) if metric == "valid" else 1 for e in val]
+    chance = sum(n / side ** len(row) for n, row in zip(ways, choices, strict=True)) / len(val)
+    guess = sum(n / math.prod(row) for n, row in zip(ways, choices, strict=True)) / len(val)
+    less = ", at least" if max(ways) == limit else ""
+    return {f"chance{less}": chance, f"legal digits{less}": guess}
 
 
 def scorer(tok, digits: str, form: str):
@@ -195,9 +193,7 @@ def build(
         removed = {}
     levels = levels_of(val, side, metric)
     if not data and (side, form, unique, metric) == (4, "in_place", False, "blank_accuracy"):
-        shuffles = itertools.product(orders(2), orders(2), itertools.permutations(range(1, 5)))
-        every = solutions("0" * 16, 300) if boards == "any" else sorted({pattern(*x) for x in shuffles})
-        levels["causal ceiling"] = causal_ceiling(val, every)
+        levels["causal ceiling"] = causal_ceiling(val, chances(boards))
     longest = max(len(e.answer) for e in val)
     task = Task(train, val, scorer(tok, digits, form), metric, levels, max_new_tokens=longest + 1)
     task.removed = removed

@@ -164,8 +164,9 @@ class Every:
         left = list(range(n))
         return np.array([left.pop(self.pick(len(left))) for _ in range(size)], dtype=int)
 
-    def permutation(self, n):
-        return self.choice(n, n, False)
+    def permutation(self, x):
+        items = np.arange(x) if isinstance(x, int) else np.array(x)
+        return items[self.choice(len(items), len(items), False)]
 
     def next(self) -> float | None:
         """Chance of the outcome that was just used; ready for the next one, if there is one."""

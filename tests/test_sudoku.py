@@ -12,7 +12,7 @@ import pytest
 import tasks
 from common.errors import UserError
 from common.tokenizer import get_tokenizer
-from task_checks import BYTES, check_rows, gold
+from task_checks import BYTES, Every, check_rows, gold
 from tasks import _sudoku, sudoku
 
 
@@ -131,14 +131,35 @@ def test_another_valid_completion_counts_as_valid():
     assert score([e], [BYTES.encode(other)])["valid"] == 0
 
 
+def drawn(boards: str) -> dict[str, float]:
+    """The 4x4 boards by how often they are drawn: all outcomes of all random choices."""
+    random, chances = Every(), collections.Counter()
+    while True:
+        board = _sudoku.draw_board(random, 4, boards)
+        chances[board] += random.next()
+        if not random.path:
+            return chances
+
+
+@pytest.mark.parametrize(("boards", "number"), [("pattern", 96), ("any", 288)])
+def test_chances_of_boards_are_those_of_the_generator(boards, number):
+    found = drawn(boards)
+    assert len(found) == number
+    assert sum(found.values()) == pytest.approx(1)
+    assert _sudoku.chances(boards) == pytest.approx(found)
+
+
 def test_sudoku_levels():
     task = tasks.build("sudoku", BYTES, 0, 10, 50, boards="any")
-    every, best, legal = _sudoku.solutions("0" * 16, 999), [], []
+    every, best, legal, ways = drawn("any"), [], [], []
     for e in task.val:
         puzzle = e.meta["puzzle"]
+        ways.append(sum(all(p in ("0", c) for p, c in zip(puzzle, b, strict=True)) for b in every))
         for i in e.blanks:
-            fit = [b for b in every if all(p in ("0", c) for p, c in zip(puzzle[:i], b, strict=False))]
-            best.append(max(collections.Counter(b[i] for b in fit).values()) / len(fit))
+            digits = collections.Counter()
+            for b, chance in every.items():
+                digits[b[i]] += chance * all(p in ("0", c) for p, c in zip(puzzle[:i], b, strict=False))
+            best.append(max(digits.values()) / sum(digits.values()))
             r, c = divmod(i, 4)
             near = {
                 puzzle[j] for j in range(16) if j // 4 == r or j % 4 == c or (j // 8, j % 4 // 2) == (r // 2, c // 2)
@@ -149,7 +170,26 @@ def test_sudoku_levels():
     assert task.levels["chance"] == 0.25
     exact = tasks.build("sudoku", BYTES, 0, 10, 50, boards="any", metric="exact").levels
     assert exact["chance"] == pytest.approx(0.25**8)
-    assert exact["legal digits"] == pytest.approx(np.mean([math.prod(legal[k : k + 8]) for k in range(0, 400, 8)]))
+    guess = np.array([math.prod(legal[k : k + 8]) for k in range(0, 400, 8)])
+    assert exact["legal digits"] == pytest.approx(guess.mean())
+    valid = tasks.build("sudoku", BYTES, 0, 10, 50, boards="any", metric="valid").levels
+    assert max(ways) > 1
+    assert valid["chance"] == pytest.approx(np.mean(ways) * 0.25**8)
+    assert valid["legal digits"] == pytest.approx((guess * ways).mean())
+
+
+def test_chance_of_a_valid_board_is_that_of_all_fillings():
+    puzzle = "0034341200434321"  # the digits 1 and 2 can be swapped
+    e = tasks.Example("x", [], [0] * 4, [0, 1, 8, 9], {"puzzle": puzzle, "solution": "1234341221434321"})
+    score, digits = tasks.build("sudoku", BYTES, 0, 1, 1).score, BYTES.encode("1234")
+    scores = [score([e], [list(filling)])["valid"] for filling in itertools.product(digits, repeat=4)]
+    assert sudoku.levels_of([e], 4, "valid") == {"chance": np.mean(scores), "legal digits": 2 / 16}
+    assert sudoku.levels_of([e], 4, "exact") == {"chance": 1 / 256, "legal digits": 1 / 16}
+    # of a 9x9 with several solutions not all are counted
+    one = "000000010400000000020000000000050407008000300001090000300400200050100000000806000"
+    for puzzle, names in ((one, ["chance", "legal digits"]), (one[:7] + "0" + one[8:], ["chance, at least"])):
+        found = sudoku.levels_of([tasks.Example("x", [], [], meta={"puzzle": puzzle})], 9, "valid")
+        assert list(found)[: len(names)] == names
 
 
 def test_sudoku_file(tmp_path):
