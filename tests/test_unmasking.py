@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.unmasking import assign, unmask
+from common.unmasking import assign, draw, unmask
 from conftest import random_model
 from model import FutureSeed, SeedConfig
 from tasks import Example
@@ -83,12 +83,31 @@ def test_one_round_at_a_time_reveals_only_one_and_feeds_it_back(net_and_seed):
     assert at_once != states[-1], "what was revealed must have been read"
 
 
-def test_temperature_draws_among_the_top_k_and_repeats_with_its_seed(net_and_seed):
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 3), (0.5, 3), (2.0, 4), (1.0, 9)])
+def test_draws_follow_the_temperature_among_the_top_k(temperature, top_k):
+    logits, n = torch.tensor([0.3, 2.0, -1.0, 1.5, 1.0, -2.0]), 20_000
+    tokens, sure = draw(logits.expand(n, -1), temperature, top_k, torch.Generator().manual_seed(0))
+    p, best = logits.softmax(-1), logits.argsort(descending=True)[:top_k]
+    expected = torch.zeros(6)
+    expected[best] = (p[best].log() / temperature).softmax(-1)
+    shares = tokens.bincount(minlength=6) / n
+    assert not shares[expected == 0].any()
+    assert shares.tolist() == pytest.approx(expected.tolist(), abs=4 * (0.25 / n) ** 0.5)  # 4 standard deviations
+    assert sure.tolist() == pytest.approx([p[best].sum().item()] * n)
+
+
+def test_without_a_temperature_the_likeliest_is_taken():
+    tokens, sure = draw(torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.1, 0.2]]).log(), 0.0, 2, None)
+    assert tokens.tolist() == [1, 0]
+    assert sure.tolist() == pytest.approx([0.9, 0.9])
+
+
+def test_draws_repeat_with_their_seed(net_and_seed):
     row = make_rows(torch.Generator().manual_seed(6), [(10, 4)])
-    draw = lambda s: list(unmask(*net_and_seed, row, MASK, temperature=1.0, top_k=3, threshold=2.0,
-                                 generator=torch.Generator().manual_seed(s)))[-1]  # fmt: skip
-    assert draw(0) == draw(0)
-    assert len({str(draw(s)) for s in range(20)}) > 3
+    drawn = lambda s: list(unmask(*net_and_seed, row, MASK, temperature=1.0, top_k=3, threshold=2.0,
+                                  generator=torch.Generator().manual_seed(s)))[-1]  # fmt: skip
+    assert drawn(0) == drawn(0)
+    assert len({str(drawn(s)) for s in range(20)}) > 3
 
 
 def test_nothing_to_fill_yields_nothing_and_bad_options_are_one_sentence(net_and_seed):
