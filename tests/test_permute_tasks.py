@@ -1,14 +1,19 @@
 """Things put into a given order: scores, ceilings and unseen lengths."""
 
+import ast
 import re
+import runpy
+import shlex
 from collections import Counter
 
 import pytest
 
 import tasks
+from common import config
 from common.batches import fingerprint
 from common.errors import UserError
 from common.tokenizer import get_tokenizer
+from conftest import ROOT
 from task_checks import BYTES, check_split, gold, readers, text_of, visible
 from tasks import permute
 from tasks._common import rng
@@ -141,3 +146,19 @@ def test_permute_errors(options, message):
         tasks.build("permute", get_tokenizer(f"chars:{permute.ITEMS}MRO=|;_#"), 0, 10, 10)
     with pytest.raises(UserError, match="needs a mask token"):
         tasks.build("permute", get_tokenizer(f"chars:{permute.ITEMS}MRO=|;:#"), 0, 10, 10)
+
+
+def test_the_published_size_is_evaluated_at_the_published_lengths(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    source = (ROOT / "configs" / "diffusion_permfill.py").read_text(encoding="utf-8")
+    commands = re.findall(r"(?m)^ *(python .*)", ast.get_docstring(ast.parse(source)))
+    _, script, *argv = shlex.split(commands[1])
+    build_job = runpy.run_path(script)["build_job"]
+    found = config.override(build_job.__globals__, [*argv, "--n_train=20", "--n_val=5"])
+    lengths = []
+    for options in ({}, *found["more_sets"].values()):
+        job = build_job(get_tokenizer(found["tokenizer"]), 1234, options)
+        assert {len(e.meta["keys"]) for e in job.train} == {24}
+        lengths += {len(e.meta["keys"]) for e in job.val}
+    assert lengths == [24, 28, 32, 36]
+    assert (found["n_layer"], found["n_embd"]) == (12, 256)
