@@ -99,18 +99,22 @@ def unrelated(rows: list[dict], val: list[dict], share: float, removed: Counter)
 def split(train: list[dict], val: list[dict], seed: int, n_val: int, share: float, removed: Counter) -> tuple:
     """-> (training proteins, validation proteins), ordered by seed and sequence.
 
-    val: the proteins that are for validation, of which n_val are taken (0 = all); if there are none, n_val of `train`.
+    val: the proteins that are for validation, of which n_val are taken (0 = all). If there are none, a tenth of `train`
+    is, or n_val if that is more, whatever the seed: no seed validates on what another one trains on.
     """
     different = {row["seq"]: row for row in reversed(train)}
     removed["repeated"] += len(train) - len(different)
+    train, val = list(different.values()), list({row["seq"]: row for row in val}.values())
 
-    def order(rows):
+    def order(rows, seed):
         return sorted(rows, key=lambda row: content_id(f"{seed} {row['seq']}"))
 
-    train, val = order(different.values()), order({row["seq"]: row for row in val}.values())
-    chosen = val[: n_val or None] if val else train[:n_val]
+    if not val:
+        train, n = order(train, "side"), max(n_val, len(train) // 10)
+        train, val = train[n:], train[:n]
+        removed["for validation, not used"] += n - (n_val or n)
     # none is related to any of `val`, also not to what n_val leaves: notes of validation prompts come from there
-    return unrelated(train if val else train[n_val:], val or chosen, share, removed), chosen
+    return unrelated(order(train, seed), val, share, removed), order(val, seed)[: n_val or None]
 
 
 def too_few(task: str, path: str, train: list, val: list, n_val: int, removed: Counter) -> None:

@@ -243,7 +243,7 @@ def build(
     n_train: int,  # examples; more than there are chains: other windows and pairs of them; 0 = one of each
     n_val: int,  # examples
     data: str = "",  # file of chains; "" = the published set, downloaded
-    val_data: str = "",  # file of validation chains; "" = rows of data with "split": "val", else val_chains of data
+    val_data: str = "",  # file of validation chains; "" = rows of data with "split": "val", else a tenth or val_chains
     val_chains: int = 0,  # several examples are made of each if there are fewer than n_val; 0 = n_val
     form: str = "spot",  # spot | blanks
     n_pairs: int = 32,  # at most so many; 0 = as many as there are

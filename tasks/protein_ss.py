@@ -169,7 +169,7 @@ def build(
     n_train: int,  # examples; more than there are proteins: other windows and positions of them; 0 = one of each
     n_val: int,  # proteins, an example of each; 0 = all that are for validation
     data: str = "",  # file of proteins; "" = FLIP's, downloaded
-    val_data: str = "",  # file of validation proteins; "" = rows of data with "split": "val", else n_val of data
+    val_data: str = "",  # file of validation proteins; "" = rows of data with "split": "val", else a tenth or n_val
     states: int = 3,  # 3 | 8
     form: str = "spot",  # spot | blanks
     layout: str = "below",  # of blanks: below | above | interleaved

@@ -128,6 +128,18 @@ def test_relatives_stay_out_of_training(tmp_path):
         build_ss(**options | {"n_val": 2})
 
 
+@pytest.mark.parametrize(("task", "n_val"), [("protein_ss", 3), ("protein_ss", 20), ("protein_contact", 3)])
+def test_no_seed_validates_on_what_another_trains_on(proteins, task, n_val):
+    a, b = (tasks.build(task, BYTES, seed, 0, n_val, data=proteins[1]) for seed in (1234, 1235))
+    sides = [[{e.meta["id"] for e in rows} for rows in (t.train, t.val)] for t in (a, b)]
+    assert sides[0][0] == sides[1][0]
+    assert not sides[0][0] & (sides[0][1] | sides[1][1])
+    assert [len(t.val) for t in (a, b)] == [n_val, n_val]
+    assert len(sides[0][0]) == 60 - max(6, n_val)
+    assert a.removed == ({"for validation, not used": 3} if n_val == 3 else {})
+    assert (sides[0][1] != sides[1][1]) == (n_val == 3)
+
+
 def test_the_number_of_relatives_is_told(tmp_path):
     rows = made_up(10)
     path = rows_file(
