@@ -175,31 +175,45 @@ def read_puzzles(path: str, side: int) -> Iterator[tuple[str, str, str]]:
         yield f"{path}:{at}", puzzle, solution
 
 
-def load(path: str, side: int, seed: int, n_train: int, n_val: int) -> tuple[list, list, dict]:
-    """-> training and validation (puzzle, solution), {reason: how many were removed}.
+def usable(different: dict[str, tuple[str, str]], seed: int, removed: Counter) -> Iterator[tuple[str, str]]:
+    """(puzzle, solution) of {puzzle: (where it stands, solution or "")}, in an order set by seed and content.
 
-    Only as many puzzles are solved as are wanted, in an order set by seed and content.
+    Each is solved when it is asked for; those without a blank or with several solutions are left out.
     """
-    removed, val, train, different, taken = Counter(), [], [], {}, set()
-    for where, puzzle, solution in read_puzzles(path, side):
-        removed["repeated"] += puzzle in different
-        different[puzzle] = where, solution
     for puzzle in sorted(different, key=lambda puzzle: content_id(f"{seed} {puzzle}")):
         where, solution = different[puzzle]
         if solution and not (solved(solution) and blank(solution, blanks_of(puzzle)) == puzzle):
             raise UserError(f"{where} has a solution that breaks the rules or its clues: mend or remove the line")
         found = [solution] if solution else solutions(puzzle)
-        if "0" not in puzzle or len(found) != 1:
-            removed["without a blank" if "0" not in puzzle else f"with {'several' if found else 'no'} solutions"] += 1
-        elif len(val) < n_val:
-            val.append((puzzle, found[0]))
-            taken.add(board_name(found[0]))
-        elif board_name(found[0]) in taken:
-            removed["with a validation board"] += 1
+        if "0" in puzzle and len(found) == 1:
+            yield puzzle, found[0]
         else:
-            train.append((puzzle, found[0]))
-            if len(train) == n_train:
-                break
+            removed["without a blank" if "0" not in puzzle else f"with {'several' if found else 'no'} solutions"] += 1
+
+
+def load(path: str, side: int, seed: int, n_train: int, n_val: int) -> tuple[list, list, dict]:
+    """-> training and validation (puzzle, solution), {reason: how many were removed}.
+
+    Boards have their sides from `is_val`, so that no seed validates on what another one trains on. If that gives fewer
+    than n_val, others join them, again whatever the seed. Only as many puzzles are solved as that takes.
+    """
+    removed, val, train, different = Counter(), [], [], {}
+    for where, puzzle, solution in read_puzzles(path, side):
+        removed["repeated"] += puzzle in different
+        different[puzzle] = where, solution
+    for row in usable(different, seed, removed):
+        (val if is_val(row[1]) else train).append(row)
+        if len(val) >= n_val and 0 < n_train <= len(train):
+            break
+    if len(val) < n_val:
+        more = sorted(train, key=lambda row: (board_name(row[1]), row))[: n_val - len(val)]
+        taken = {board_name(solution) for _, solution in more}
+        rest = [row for row in train if board_name(row[1]) not in taken]
+        removed["with a validation board"] = len(train) - len(more) - len(rest)
+        val, train = val + more, rest
+    removed["for validation, not used"] = max(0, len(val) - n_val)
+    # by content: if two seeds take the same rows, their hashes are the same
+    val, train = sorted(val[:n_val], key=lambda row: content_id(row[0])), train[: n_train or None]
     if len(val) < n_val or len(train) < max(1, n_train):
         reasons = ", ".join(f"{n} {reason}" for reason, n in removed.items() if n) or "none was removed"
         raise UserError(

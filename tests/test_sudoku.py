@@ -12,7 +12,7 @@ import pytest
 import tasks
 from common.errors import UserError
 from common.tokenizer import get_tokenizer
-from task_checks import BYTES, Every, check_rows, gold
+from task_checks import BYTES, Every, check_rows, contents, gold
 from tasks import _sudoku, sudoku
 
 
@@ -211,6 +211,23 @@ def test_sudoku_file(tmp_path):
     (tmp_path / "few.txt").write_text("0" * 16 + "\n" + "12" + "0" * 14 + "\n" + "110" * 5 + "0\n" + rows[0][1])
     with pytest.raises(UserError, match=r"gave 0 of the 2 .* 2 with several .* 1 without a blank"):
         tasks.build("sudoku", BYTES, 0, 0, 1, data=str(tmp_path / "few.txt"))
+
+
+@pytest.mark.parametrize(("n_train", "n_val"), [(0, 9), (0, 60), (20, 9)])
+def test_no_seed_validates_on_boards_that_another_trains_on(tmp_path, n_train, n_val):
+    random, lines = np.random.default_rng(2), {}
+    while len(lines) < 100:  # 100 puzzles of fewer boards
+        solution = _sudoku.draw_board(random, 4, "any")
+        lines[_sudoku.unique_puzzle(solution, 6, random)] = solution
+    (tmp_path / "p.txt").write_text("\n".join(lines))
+    a, b = (tasks.build("sudoku", BYTES, seed, n_train, n_val, data=str(tmp_path / "p.txt")) for seed in (0, 1))
+    boards = [[{e.meta["solution"] for e in rows} for rows in (t.train, t.val)] for t in (a, b)]
+    assert not (boards[0][0] | boards[1][0]) & (boards[0][1] | boards[1][1])
+    for t in (a, b):
+        assert len({e.id for e in t.val}) == n_val
+        assert len(t.train) == n_train or len(t.train) + n_val + sum(t.removed.values()) == 100
+    assert ({e.id for e in a.val} != {e.id for e in b.val}) == (n_val == 9)
+    assert (contents(a.val) == contents(b.val)) == (n_val == 60)
 
 
 @pytest.mark.parametrize(
