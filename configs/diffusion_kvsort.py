@@ -2,8 +2,9 @@
 
     python train_diffusion.py configs/diffusion_kvsort.py
 
-Trained on 6 to 8 pairs, evaluated on 7 and on lengths that were never trained. On one CPU thread about half an hour;
-whole rows in rounds: 0 without a seed, .67 with one. The published size, 20 pairs, is in diffusion_kvsort20.py.
+Trained on 6 to 8 pairs, evaluated on 7 and on lengths that were never trained. On one CPU thread half an hour or more;
+whole rows in rounds: 0 without a seed, .67 and .60 with one (two seeds). The published size, 20 pairs, is in
+diffusion_kvsort20.py.
 """
 
 task = "permute"
