@@ -40,6 +40,7 @@ def test_degenerate_differences():
 def test_sign_flips_exact_and_sampled():
     assert flip_p([1, 1, 1, 1, 1]) == 2 / 32
     assert flip_p([1, -2, 4]) == 6 / 8  # sums 7, 5, 3, 1 and their opposites: 1 is less far out than 3
+    assert flip_p([0.1, 0.2, 0.3, -0.6]) == 1  # they cancel: 1e-16 in this order, half of it in another
     d = list(np.random.default_rng(0).normal(0.5, 1, 17))
     assert flip_p(d) == flip_p(d)
     assert flip_p(d) == pytest.approx(paired([0.0] * 17, d).p, abs=0.02)  # normal differences: the tests agree
