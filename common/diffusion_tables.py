@@ -68,9 +68,10 @@ def lines_of_sets(axes, path: str | Path) -> None:
     """The task's metric over the further validation sets, a line for each arm and decoder: mean, least to greatest."""
     rows = load(path)
     sets = {s: v for s, v in rows[0]["on"]["sets"].items() if s != "validation"}
+    arms = [(arm, color) for arm, color in (("off", BLUE), ("on", ORANGE)) if arm in rows[0]]
     styles = zip(next(iter(sets.values())), ("-", "--", ":"), strict=False)
     for how, style in styles:
-        for arm, color in (("off", BLUE), ("on", ORANGE)):
+        for arm, color in arms:
             values = [[r[arm]["sets"][s][how][r["metric"]] for r in rows] for s in sets]
             axes.plot(range(len(sets)), [mean_sd(v)[0] for v in values], style, color=color, label=f"{arm}, {how}")
             axes.fill_between(range(len(sets)), [min(v) for v in values], [max(v) for v in values], color=color,

@@ -84,3 +84,13 @@ def test_the_figure_has_a_line_for_every_arm_and_decoder(files, tmp_path):
     plt.close(fig)
     report.plot(str(tmp_path / "a.png"), [path])
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_figure_of_a_record_without_the_arm_off(files):
+    from matplotlib.figure import Figure
+
+    r = record(0, 0.2, 0.6, 0.3)
+    del r["off"]
+    axes = Figure().subplots()
+    report.diffusion_tables.lines_of_sets(axes, files("diffusion_copy_5.jsonl", [r]))
+    assert [line.get_label() for line in axes.lines] == ["on, one pass", "on, iterative"]
