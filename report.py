@@ -77,8 +77,7 @@ def table(paths: list[str | Path]) -> str:
     if len(paths) > 1:
         return summary_table(paths)
     (path,) = paths
-    if not Path(path).exists():
-        raise UserError(f"record {path} does not exist")
+    records.require_file(path)
     if Path(path).suffix == ".json":
         return bench_table(path)
     if is_search(path):
@@ -202,6 +201,7 @@ def check(documents: list[str]) -> int:
     """Regenerate every marked table and number -> how many differ, have no record, or are in no manifest."""
     errors, cited, home = [], {}, Path(documents[0]).resolve().parent
     for document in documents:
+        records.require_file(document, "document", "a file in it")
         here = Path(document).resolve()
         name = here.relative_to(home).as_posix() if here.is_relative_to(home) else document
         cited[name] = set()
@@ -210,9 +210,7 @@ def check(documents: list[str]) -> int:
             cited[name] |= {(here.parent / n).resolve() for n in (names if kind == "report" else names[:1])}
             try:
                 if body.strip() != (right := expected(kind, names, Path(document).parent)):
-                    errors.append(
-                        f"{document}: the {kind} of {what} is not what its record says; it should be\n{right}"
-                    )
+                    errors.append(f"{document}: the {kind} of {what} is not as recorded; it should be\n{right}")
             except UserError as e:
                 errors.append(f"{document}: {e}")
     errors += manifest_errors(home, cited)

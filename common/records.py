@@ -18,15 +18,23 @@ SAME_GATE = 0.1  # effective gates this close, relatively, in every layer: the s
 STRENGTH = ("fs_gate", "fs_alpha_init", "fs_seed_scale", "fs_schedule", "fs_m_min", "fs_m_max", "fs_layer_start",
             "alpha_lr", "alpha_head_lr")  # fmt: skip
 BASELINE = "baseline"
+IN_A_RUN = "its metrics.jsonl, or the file that report.py --collect makes of such directories"
+
+
+def require_file(path: str | os.PathLike, what: str = "record", instead: str = IN_A_RUN) -> None:
+    """UserError if `path` does not exist or is a directory; then it says to name `instead`."""
+    if Path(path).is_dir():
+        raise UserError(f"{what} {path} is a directory: name {instead}")
+    if not Path(path).exists():
+        raise UserError(f"{what} {path} does not exist: is its path right?")
 
 
 def read_lines(path: str | os.PathLike) -> list[dict]:
-    """The objects of a JSONL file; UserError if it is absent, empty or not JSON (a half-written last line is)."""
+    """The objects of a JSONL file; UserError if it is no file, empty or not JSON (a half-written last line is)."""
+    require_file(path)
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]
-    except FileNotFoundError as e:
-        raise UserError(f"record {path} does not exist") from e
     except ValueError as e:
         raise UserError(f"record {path}: not one JSON object a line ({e})") from e
     if not records:

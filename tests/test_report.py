@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import assert_one_sentence
+
 ROOT = Path(__file__).resolve().parents[1]
 CONTROLS = ("no seed", "another row's seed", "a random seed")
 
@@ -177,6 +179,22 @@ def test_figures(files):
     assert (files.home / "a.png").read_bytes()[1:4] == b"PNG"
     assert files.report(f"--plot={files.home}/a.svg", path, files.write("q.jsonl", [compared(0, 0.1, 0.2)]))[0] is None
     assert "effective gate" in (files.home / "a.svg").read_text() or "<svg" in (files.home / "a.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["{home}"], ["record", "is a directory", "metrics.jsonl", "--collect"]),
+        (["{home}", "{home}/r.jsonl"], ["record", "is a directory", "metrics.jsonl"]),
+        (["--plot={home}/a.png", "{home}"], ["record", "is a directory"]),
+        (["--check", "{home}/nowhere.md"], ["document", "nowhere.md does not exist"]),
+        (["--check", "{home}"], ["document", "is a directory", "name a file"]),
+    ],
+)
+def test_what_is_not_there_or_no_file(files, args, words):
+    files.write("r.jsonl", [compared(0, 0.1, 0.2)])
+    assert_one_sentence(files.report(*(a.format(home=files.home) for a in args))[0], words)
+    assert [p.name for p in files.home.iterdir()] == ["r.jsonl"], "nothing half written"
 
 
 def test_collect_refuses_runs_that_differ(files):
