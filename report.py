@@ -47,9 +47,10 @@ MARK = re.compile(r"<!-- (report|number) ([^>]+?) -->(.*?)<!-- end -->", flags=r
 def run_table(path: str | Path) -> str:
     """What one run's metrics.jsonl says of its course and its cost."""
     rows = records.read_lines(path)
-    steps = [r for r in rows if r["kind"] == "train"]
+    steps, evals = ([r for r in rows if r["kind"] == kind] for kind in ("train", "eval"))
+    if len(steps) < 2 or not evals:
+        raise UserError(f"{path}: the table of a run takes at least two training steps and an evaluation, let it go on")
     seconds = sorted(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(steps))
-    evals = [r for r in rows if r["kind"] == "eval"]
     return markdown(
         ["steps", "training loss", "validation loss", "seconds a step (median)", "tokens a second", "peak memory"],
         [(str(len(steps)), f"{steps[0]['loss']:.2f} to {steps[-1]['loss']:.2f}",

@@ -181,6 +181,21 @@ def test_figures(files):
     assert "effective gate" in (files.home / "a.svg").read_text() or "<svg" in (files.home / "a.svg").read_text()
 
 
+STEP, EVAL = dict(kind="train", step=1, loss=2.0, tokens=8, seconds=1.0, memory_gib=1.0), dict(kind="eval", loss=2.5)
+
+
+def test_the_course_of_a_run(files):
+    later = STEP | dict(step=2, loss=1.5, tokens=16, seconds=3.0)
+    out = files.report(files.write("metrics.jsonl", [EVAL, STEP, later, EVAL | dict(loss=1.0)]))[1]
+    assert "| 2 | 2.00 to 1.50 | 2.50 to 1.00 | 2.00 | 5 | 1.0 GiB |" in out
+
+
+@pytest.mark.parametrize("rows", [[EVAL], [EVAL, STEP], [STEP, STEP]])
+def test_a_run_too_short_for_a_table(files, rows):
+    error, _ = files.report(files.write("metrics.jsonl", rows))
+    assert_one_sentence(error, ["metrics.jsonl", "at least two training steps"])
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
