@@ -122,8 +122,11 @@ def curve_bands(axes, c: Comparison) -> None:
 
 
 def save_figure(fig, target: str) -> None:
+    form, known = Path(target).suffix[1:].lower() or "png", fig.canvas.get_supported_filetypes()
+    if form not in known:
+        raise UserError(f"{target}: there is no figure format {form!r}, use one of {', '.join(known)}")
     with run.replacing(target) as tmp:
-        fig.savefig(tmp, dpi=120, format=Path(target).suffix[1:] or "png")
+        fig.savefig(tmp, dpi=120, format=form)
 
 
 def plot(target: str, paths: list[str]) -> None:

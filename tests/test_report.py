@@ -202,6 +202,7 @@ def test_a_run_too_short_for_a_table(files, rows):
         (["{home}"], ["record", "is a directory", "metrics.jsonl", "--collect"]),
         (["{home}", "{home}/r.jsonl"], ["record", "is a directory", "metrics.jsonl"]),
         (["--plot={home}/a.png", "{home}"], ["record", "is a directory"]),
+        (["--plot={home}/a.foo", "{home}/r.jsonl"], ["a.foo", "no figure format 'foo'", "png", "svg"]),
         (["--check", "{home}/nowhere.md"], ["document", "nowhere.md does not exist"]),
         (["--check", "{home}"], ["document", "is a directory", "name a file"]),
     ],
