@@ -160,7 +160,7 @@ def write_json(path: str | os.PathLike, value) -> None:
 def read_json(path: str | os.PathLike):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
+    except (FileNotFoundError, NotADirectoryError) as e:
         raise UserError(f"{path} does not exist: is {Path(path).parent} the directory of a run?") from e
     except ValueError as e:
         raise UserError(f"{path} is not valid JSON: {e}") from e
