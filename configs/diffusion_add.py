@@ -6,8 +6,8 @@
 
 All that is needed stands to the left of the blanks, and the ceiling without a seed is 1. Four digits in the middle of a
 sum of eight stay at chance, here as published (200 steps: .101 -> .113): the first of them needs two places and a carry
-at once. The second command has an easy end, all digits but the last of a short sum, a random share of them shown: with
-a seed it is solved (one run: .76 without, 1.00 with). Eight digits with an easy way in: diffusion_add8.py.
+at once. The second command has an easy end, all digits but the last of a short sum, a random share of them shown: two
+runs, .76 and .77 without a seed, 1.00 and .75 with one. Eight digits with an easy way in: diffusion_add8.py.
 """
 
 task = "infill"
