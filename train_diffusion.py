@@ -307,14 +307,14 @@ def train(run_dir: Path, arm: str, jobs: dict, tok, dev) -> dict:
 def check():
     if any(len(e) not in (0, 2) or {*map(type, e)} - {int, float} for e in (w0_first, w0_above, a0_first, x_k_above)):
         raise UserError("w0_first, w0_above, a0_first, x_k_above: give the first and the last value, or [] = official")
-    if "on" in arms and (eval_bsz < 2 or n_val == 1):
-        raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")
     if "validation" in more_sets or any(not isinstance(args, dict) for args in more_sets.values()):
         raise UserError(f"more_sets={more_sets}: write {{name: {{option of the task: value}}}}, none named validation")
 
 
 def rehearse(jobs: dict, tok, dev):
     """Let seeds, sets and decoders refuse what they will refuse before an arm is trained, not behind it."""
+    if "on" in arms and (eval_bsz < 2 or len(jobs["validation"].val) < 2):
+        raise UserError("the controls swap seeds between rows: eval_bsz and n_val must be at least 2")
     net = build_model(tok, dev)
     for arm in arms:
         build_seed(arm, net, dev)
