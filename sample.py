@@ -58,8 +58,8 @@ def load():
     if where is None:
         raise UserError("no model in out/: run `python train_sft.py configs/quickstart.py`, or name one: --model")
     if where.is_dir():
-        arm = where / "on" if (where / "on").is_dir() else where  # of a comparison, the seeded arm
-        arm = arm if arm != where or not (where / "off").is_dir() else where / "off"
+        arms = [where / name for name in ("on", "off") if (where / name).is_dir()]
+        arm = arms[0] if arms else where  # of a comparison, the seeded arm
         weights = arm / "model.pth" if (arm / "model.pth").exists() else arm / "last" / "model.pth"
     else:
         weights = where if where.suffix == ".pth" else fetch(model)

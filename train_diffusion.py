@@ -25,7 +25,7 @@ from common.checkpoint import restore_trainer, save_trainer
 from common.download import fetch
 from common.errors import UserError
 from common.loss import head_loss
-from common.resume import override, record
+from common.resume import configure, write_config
 from common.start_state import StartState
 from common.tokenizer import get_tokenizer
 from common.unmasking import assign, unmask
@@ -107,7 +107,7 @@ seed = 0  # of the initial weights, the order of the batches and the masks
 data_seed = 1234  # of the rows, so that the validation set stays when `seed` changes
 
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=[*optim.SCHEDULES], mask=["task", "random"],
-               dtype=["float32", "bfloat16"], device=["auto", "cpu", "cuda"], arms=["off", "on", "start"],
+               dtype=["float32", "bfloat16"], arms=["off", "on", "start"],
                decoders=["one pass", "iterative", "assignment"])  # fmt: skip
 COUNTS = ("n_layer", "n_embd", "head_size", "bsz", "top_k", "eval_bsz", "eval_every", "save_every", "log_every")  # > 0
 
@@ -324,7 +324,7 @@ def rehearse(jobs: dict, tok, dev):
 
 
 def main():
-    settings = override(globals())
+    settings = configure(globals())
     config.check(settings, CHOICES, COUNTS, signed=("fs_alpha_init", "fs_m_min", "fs_m_max"))
     check()
     _, world, dev = dist.init(device, threads)
@@ -342,7 +342,7 @@ def main():
     val_hash = fingerprint(job.val)
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation rows ({val_hash[:12]})")
     base = run.sha256(fetch(model)) if model else None
-    about = record(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
+    about = write_config(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
 
     with run.guard(run_dir, f"lower micro_bsz (now {micro_bsz or bsz}), or set checkpointing=True"):
         rehearse(jobs, tok, dev)

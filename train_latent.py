@@ -27,7 +27,7 @@ from common import config, dist, frozen_lm, latent, latent_targets, optim, run
 from common.batches import Batches, fingerprint
 from common.checkpoint import restore_trainer, save_trainer
 from common.errors import UserError
-from common.resume import override, record
+from common.resume import configure, write_config
 from common.tables import markdown
 from common.tokenizer import Bytes
 from tasks._common import rng
@@ -99,7 +99,7 @@ data_seed = 1234  # of the split and of what is cut
 
 CHOICES = dict(dtype=["float32", "bfloat16"], reader=["bytes", "tokens"], pool=["place", "select"],
                anchor=["text", "chat", "none"], bos=["none", "after", "before", "text"], lr_schedule=[*optim.SCHEDULES],
-               latents=["fresh", "cached"], device=["auto", "cpu", "cuda"])  # fmt: skip
+               latents=["fresh", "cached"])  # fmt: skip
 COUNTS = ("n_latents", "width", "n_layer", "n_head", "bsz", "max_new_tokens", "eval_bsz", "log_every", "save_every")
 TEXT, LATENT, SHUFFLED, BUDGET, QUESTION = "text", "latent", "shuffled latent", "token budget", "no context"
 SCORES = ("em", "f1", "nll", "first1", "first5")
@@ -337,7 +337,7 @@ def check():
 
 
 def main():
-    settings = override(globals())
+    settings = configure(globals())
     if init and not resume:
         globals().update(run.read_json(Path(init) / "config.json")["config"])
         settings = config.override(globals())  # what the command line says still counts
@@ -356,7 +356,7 @@ def main():
     for lm in wire.lms:
         log.print(f"{lm.name}: width {lm.width}, embedding RMS {lm.rms:.4g}, {lm.device}")
     base = {m: frozen_lm.file_hash(m) for m in models}
-    about = record(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
+    about = write_config(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
     with run.guard(run_dir, f"lower bsz={bsz} or eval_bsz={eval_bsz}"):
         result = train(run_dir, wire, job, log)
     run.write_json(run_dir / "result.json", dict(metric="f1", **about, result=result))

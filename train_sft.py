@@ -25,7 +25,7 @@ from common.download import fetch
 from common.errors import UserError
 from common.loss import head_loss
 from common.machine import faster_dtype
-from common.resume import override, record
+from common.resume import configure, write_config
 from common.start_state import StartState
 from common.tokenizer import get_tokenizer
 from model import RWKV7, FutureSeed, RWKVConfig, SeedConfig
@@ -99,7 +99,7 @@ seed = 0  # of the initial weights and the order of the batches
 data_seed = 1234  # of the examples, so that the validation set stays when `seed` changes
 
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=[*optim.SCHEDULES], train_only=["all", "seed"],
-               dtype=["float32", "bfloat16", "auto"], device=["auto", "cpu", "cuda"])  # fmt: skip
+               dtype=["float32", "bfloat16", "auto"])  # fmt: skip
 COUNTS = ("n_layer", "n_embd", "head_size", "bsz", "eval_bsz", "eval_every", "save_every", "log_every")  # 1 or more
 
 
@@ -282,7 +282,7 @@ def check(world: int):
 
 
 def main():
-    settings = override(globals())
+    settings = configure(globals())
     config.check(settings, CHOICES, COUNTS, signed=("fs_alpha_init", "fs_m_min", "fs_m_max"))
     rank, world, dev = dist.init(device, threads)
     check(world)
@@ -305,7 +305,7 @@ def main():
     log.print(f"{task}: {len(job.train)} training, {len(job.val)} validation examples ({val_hash[:12]}), {cut} cut")
     if rank == 0:
         base = run.sha256(fetch(model)) if model else None
-        about = record(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
+        about = write_config(run_dir, name, config=settings, val_hash=val_hash, base_sha256=base, levels=job.levels)
 
     metric = job.metric if eval_decode or job.score_options else "token_accuracy"
     arms, results = {"off": False, "on": True} if compare else {"": future_seed}, {}

@@ -40,7 +40,7 @@ def left_pad(rows: list[list[int]], pad_id: int = 0) -> tuple[torch.Tensor, list
 
 
 def evenly(order: list[int], n: int) -> list[np.ndarray]:
-    """`order` in parts of nearly equal size, at most n, or n + 1 = 3 where one alone would be left over."""
+    """`order` in parts of nearly equal size, at most n; of pairs, one is a three if a row alone would be left over."""
     parts = -(-len(order) // n)
     return np.array_split(order, max(1, min(parts, len(order) // 2) if n > 1 else parts))
 

@@ -54,7 +54,7 @@ def infer_sizes(path: str | os.PathLike, z: dict) -> dict[str, int]:
 def check_shapes(path: str | os.PathLike, z: dict, expected: dict[str, tuple], optional: set[str]) -> None:
     """UserError for the first key of `z` that is missing, unknown or of another shape than expected."""
     for k in expected | z:
-        want, got = expected.get(k), tuple(getattr(z[k], "shape", "?")) if k in z else None
+        want, got = expected.get(k), tuple(getattr(z[k], "shape", [type(z[k])])) if k in z else None
         if want != got and k not in optional:
             has = "is missing" if got is None else f"has shape {got}" if want else "is not part of RWKV-7 x070"
             raise UserError(f"{path}: key {k} {has}" + (f", expected {want}" if want else ""))

@@ -28,7 +28,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:
         numbered = isinstance(e, OSError)
-        if not (e.errno == errno.ENOSPC if numbered else shutil.disk_usage(path.parent).free < 2**20):
+        full = e.errno == errno.ENOSPC if numbered else shutil.disk_usage(path.parent).free < 2**20
+        if not full:
             raise
         raise UserError(
             f"no space left on disk while writing {path}: the previous version was kept; free some space and resume"

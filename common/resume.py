@@ -12,7 +12,7 @@ FREE = {"resume", "out_dir", "model", "arms", "max_steps", "epochs", "time_budge
         "decoders", "more_sets", "rounds", "threshold", "block", "top_k", "temperature"}  # fmt: skip
 
 
-def override(g: dict) -> dict:
+def configure(g: dict) -> dict:
     """config.override for a script with the key `resume`: a resumed run goes on with what its config.json says.
 
     UserError if the command line changes what the training depends on: the optimizers keep their saved rates, and an
@@ -35,7 +35,7 @@ def override(g: dict) -> dict:
     return settings
 
 
-def record(run_dir: Path, name: str, **found) -> dict:
+def write_config(run_dir: Path, name: str, **found) -> dict:
     """Write config.json: `found` (config, val_hash, base_sha256, ...), the run's name and environment -> the same.
 
     A resumed run keeps its name and command and lists all versions it was made with. UserError if it would be evaluated

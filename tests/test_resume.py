@@ -10,13 +10,7 @@ from common import resume
 from common.checkpoint import restore_trainer, save_trainer
 from common.errors import UserError
 from conftest import assert_one_sentence, random_model
-from test_train import TINY, only, rows
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    (tmp_path / "tiny.py").write_text(TINY + f"out_dir = {str(tmp_path / 'out')!r}\n")
-    return tmp_path / "tiny.py"
+from test_train import only, rows
 
 
 def read(path):
@@ -60,11 +54,11 @@ def test_a_resumed_run_keeps_its_name_and_lists_its_versions(tiny, script, monke
 
 def test_other_rows_or_weights_are_refused(tmp_path):
     found = dict(config={}, val_hash="x", base_sha256=None)
-    assert resume.record(tmp_path, "n", **found)["name"] == "n"
+    assert resume.write_config(tmp_path, "n", **found)["name"] == "n"
     before = (tmp_path / "config.json").read_bytes()
     for other, word in ((dict(val_hash="y"), "validation rows"), (dict(base_sha256="z"), "base weights")):
         with pytest.raises(UserError, match=word):
-            resume.record(tmp_path, "n", **found | other)
+            resume.write_config(tmp_path, "n", **found | other)
     assert (tmp_path / "config.json").read_bytes() == before
 
 

@@ -14,31 +14,6 @@ import torch
 
 from conftest import ROOT, assert_one_sentence, random_model
 
-TINY = """
-task = "infill"
-task_args = {"n_digits": 3}
-tokenizer = "chars:0123456789LMR=|_#"
-n_layer = 2
-n_embd = 32
-head_size = 16
-n_train = 400
-n_val = 12
-bsz = 4
-max_steps = 6
-eval_every = 3
-save_every = 2
-log_every = 1
-n_show = 1
-lr = 1e-3
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """Path of a config whose runs take a second."""
-    (tmp_path / "tiny.py").write_text(TINY + f"out_dir = {str(tmp_path / 'out')!r}\n")
-    return tmp_path / "tiny.py"
-
 
 def command(*args):
     return [sys.executable, "train_sft.py", *map(str, args)]

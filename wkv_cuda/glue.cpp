@@ -143,7 +143,7 @@ struct Head {
 EXPORT int operands_forward(int threads, int dtype, std::int64_t rows, std::int64_t H, std::int64_t N,
                             const void* const* in, const float* const* vec, const unsigned char* pad,
                             void* const* out) {
-    if (N > MAX_N) return 2;
+    if (N > MAX_N) return 2;  // 1 is: no memory
     const int n = (int)N;
     return for_each_block<Head>(rows, threads, [&](Head& x, std::int64_t, std::int64_t row, std::int64_t end) {
         float w[MAX_N], k[MAX_N], v[MAX_N], a[MAX_N], b[MAX_N];
@@ -238,7 +238,7 @@ struct Readout {
 
 EXPORT int readout_forward(int threads, int dtype, std::int64_t rows, std::int64_t H, std::int64_t N, float eps,
                            const void* const* in, const float* const* vec, void* out) {
-    if (N > MAX_N) return 2;
+    if (N > MAX_N) return 2;  // 1 is: no memory
     const int n = (int)N;
     return for_each_block<Readout>(rows, threads, [&](Readout& x, std::int64_t, std::int64_t row, std::int64_t end) {
         for (; row < end; row++)
