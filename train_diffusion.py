@@ -43,6 +43,7 @@ w0_first = [-5.0, 3.0]  # from scratch: att.w0 of the first layer, over the chan
 w0_above = [-6.0, -2.0]  # from scratch: the same of all other layers
 a0_first = [4.0, -1.0]  # from scratch: att.a0 of the first layer, likewise
 x_k_above = []  # from scratch: ffn.x_k of all other layers, likewise; over 1: how the token differs from the one before
+ln1_first = 1.0  # from scratch: ln1.weight of the first layer; under 1 its readouts start too small to be normalised
 common_key = 0.0  # from scratch: size of a direction that all keys of the first layer share, beside the rest; 0 = none
 tokenizer = "bytes"  # world | bytes | chars:ALPHABET, in which _ is the mask
 vocab_file = ""  # vocabulary of the tokenizer, if not in its usual place
@@ -130,6 +131,7 @@ def from_scratch(tok) -> RWKV7:
     for p, ends in ((first.att.w0, w0_first), (first.att.a0, a0_first), *ramps):
         if ends:
             p.copy_(torch.linspace(*ends, head_size).repeat(n_embd // head_size))
+    first.ln1.weight.mul_(ln1_first)
     if common_key:  # removal has one direction: what is left of a token depends on how many followed, not on which
         bias, part = torch.nn.functional.normalize(torch.randn(2, n_embd), dim=1)
         first.ln1.bias.copy_(bias)  # of norm 1, the inputs' is sqrt(C): only the key looks for it

@@ -75,7 +75,7 @@ def test_what_a_model_from_scratch_starts_from(tiny, script):
     found = {}
     for name, *args in (
         ("officially", "--w0_first=[]", "--w0_above=[]", "--a0_first=[]", "--out_init=0"),
-        ("here", "--x_k_above=[0,10]"),
+        ("here", "--x_k_above=[0,10]", "--ln1_first=0.5"),
     ):
         out = tiny.parent / name
         error, _ = script(tiny, "--max_steps=0", "--arms=['off']", f"--out_dir={out}", *args, name=NAME)
@@ -88,7 +88,8 @@ def test_what_a_model_from_scratch_starts_from(tiny, script):
     last = {f"blocks.{l}.{m}.weight" for l in (0, 1) for m in ("att.output", "ffn.value")}
     ramps = {"blocks.0.att.w0": (-5, 3), "blocks.1.att.w0": (-6, -2), "blocks.0.att.a0": (4, -1),
              "blocks.1.ffn.x_k": (0, 10)}  # fmt: skip
-    assert other == {*ramps, *last}
+    assert other == {*ramps, *last, "blocks.0.ln1.weight"}
+    assert torch.equal(found["here"]["blocks.0.ln1.weight"], torch.full((32,), 0.5))
     for name, ends in ramps.items():
         ramp = torch.linspace(*ends, 16)
         assert torch.equal(found["here"][name].flatten(), torch.cat([ramp, ramp])), "one ramp a head"
