@@ -134,7 +134,7 @@ def from_scratch(tok) -> RWKV7:
     first.ln1.weight.mul_(ln1_first)
     if common_key:  # removal has one direction: what is left of a token depends on how many followed, not on which
         bias, part = torch.nn.functional.normalize(torch.randn(2, n_embd), dim=1)
-        first.ln1.bias.copy_(bias)  # of norm 1, the inputs' is sqrt(C): only the key looks for it
+        first.ln1.bias.copy_(bias)  # of norm 1, the inputs' is ln1_first * sqrt(C): only the key looks for it
         first.att.key.weight.add_(torch.outer(part, bias), alpha=0.1 * common_key * n_embd**0.5)
     return net
 

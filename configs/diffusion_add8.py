@@ -5,8 +5,8 @@
 In training rows each number has one to eight digits behind leading zeros, and any share of the blanks is shown: where
 one number has ended a sum is a copy, which is learnt first, and from there the table and the carries. Without such rows
 eight digits stay at chance (diffusion_add.py). Evaluated on numbers with eight random digits; `middle` are the four
-blanks that were published. On one CPU thread about 23 minutes; right digits .99 without a seed, .98 with one (.99 in
-rounds), long carries wrong in both (one seed).
+blanks that were published. On one CPU thread about 23 minutes; right digits .99 and .98 without a seed, .98 and .99
+with one (two seeds); long carries are wrong in both arms.
 """
 
 task = "infill"
