@@ -17,27 +17,6 @@ from model import RWKV7, RWKVConfig
 from test_train import only, rows
 
 NAME = "train_diffusion.py"
-TINY = """
-task = "infill"
-task_args = {"kind": "rightcopy", "n_digits": 3}
-tokenizer = "chars:0123456789LMR=|_#"
-n_embd = 32
-head_size = 16
-n_train = 400
-n_val = 12
-bsz = 4
-max_steps = 6
-eval_every = 3
-save_every = 2
-log_every = 1
-lr = 1e-3
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    (tmp_path / "tiny.py").write_text(TINY + f"out_dir = {str(tmp_path / 'out')!r}\n")
-    return tmp_path / "tiny.py"
 
 
 def test_all_arms_leave_a_complete_record(tiny, script):
