@@ -63,7 +63,7 @@ def bench_table(path: str | Path) -> str:
     """What a script of bench/ wrote with --json: the machine in a line, its peaks, then the tables."""
     record = run.read_json(path)
     if "bench" not in record:
-        raise UserError(f"{path} was not written by this version's bench/: measure again")
+        raise UserError(f"{path} holds no tables of today's bench/: measure again, or use --collect for a run")
     peaks = f"; {measuring.peaks_line(record['peaks'])}" if "peaks" in record else ""
     lines = [f"{measuring.described(record)}{peaks}."]
     return "\n\n".join([*lines, *(markdown(head, rows) for head, rows in measuring.tables(record))])

@@ -224,6 +224,8 @@ def test_collect_refuses_runs_that_differ(files):
     assert not (files.home / "all.jsonl").exists()
     assert files.report("--collect", files.home / "all.jsonl", files.home / "0")[0] is None
     assert "0.1000" in files.report(files.home / "all.jsonl")[1]
+    error, _ = files.report(files.home / "0" / "compare.json")  # one run is no record yet
+    assert "use --collect" in error
 
 
 class TestCheck:
