@@ -84,7 +84,7 @@ max_steps = 1000  # 0 = evaluate only
 warmup = 20  # steps
 lr_schedule = "halfway"  # halfway, linear over the last half | warmdown, over the last 30 % | cosine | constant
 # decoding
-decoders = ["one pass"]  # the first is scored; at the end all: one pass | iterative | [iterative ]assignment
+decoders = ["one pass"]  # the first is scored; at the end all: one pass | iterative | assignment
 rounds = 0  # iterative: at most so many a block, the work spread evenly; 0 = no bound
 threshold = 0.9  # iterative: what is so probable is kept
 block = 0  # iterative: masks at a time, from the left; 0 = all
@@ -109,7 +109,7 @@ data_seed = 1234  # of the rows, so that the validation set stays when `seed` ch
 
 CHOICES = dict(optimizer=["adamw", "muon"], lr_schedule=[*optim.SCHEDULES], mask=["task", "random"],
                dtype=["float32", "bfloat16"], arms=["off", "on", "start"],
-               decoders=["one pass", "iterative", "assignment", "iterative assignment"])  # fmt: skip
+               decoders=["one pass", "iterative", "assignment"])  # fmt: skip
 COUNTS = ("n_layer", "n_embd", "head_size", "bsz", "top_k", "eval_bsz", "eval_every", "save_every", "log_every")  # > 0
 
 
@@ -197,8 +197,8 @@ def read(net, fs, rows):
 # --- evaluation
 def decode(net, fs, rows, h, how: str, mask_id: int) -> list[list[int]]:
     """Answers of `rows`; h: what read() made of them, from which one pass can be read off."""
-    if "assignment" in how:
-        return assign(net, fs, rows, mask_id, threshold if "iterative" in how else 0.0)
+    if how == "assignment":
+        return assign(net, fs, rows, mask_id)
     if how == "one pass":
         logits = net.head(h).float()
         logits[:, mask_id] = -torch.inf  # a mask is never an answer

@@ -4,8 +4,6 @@ The rounds follow LLaDA (arXiv 2502.09992: a fixed number of steps, the most con
 tiny-diffusion (whatever is confident enough stays; confidence is the probability of the top k together).
 """
 
-from importlib.util import find_spec
-
 import torch
 
 from common.batches import left_pad
@@ -64,45 +62,28 @@ def unmask(net, seed, rows, mask_id: int, rounds=0, threshold=0.9, block=0, temp
         yield [row[-n:] for row, n in zip(tokens.tolist(), lengths, strict=True)]
 
 
-def assigned(logp, slots: list[int], choices: list[int]):
-    """Log probabilities (R, V) of a row's blanks -> tokens (R,): `slots` get the `choices` in the likeliest way."""
-    from scipy.optimize import linear_sum_assignment
-
-    tokens = logp.argmax(-1)
-    for i, j in zip(*linear_sum_assignment(-logp[slots][:, choices].numpy()), strict=True):
-        tokens[slots[i]] = choices[j]
-    return tokens
-
-
 @torch.no_grad()
-def assign(net, seed, examples, mask_id: int, threshold=0.0) -> list[list[int]]:
-    """Answers that use every allowed token once: the assignment of highest likelihood.
+def assign(net, seed, examples, mask_id: int) -> list[list[int]]:
+    """Answers that use every allowed token once: the assignment of highest likelihood, read off one pass.
 
     examples: with meta["slots"], which of the blanks take part, and meta["choices"], the tokens to be put there, as
-    many. The other blanks get their likeliest token. threshold: 0 = read off one pass; more = in rounds, each keeps
-    what is so probable, and of every row the most probable in any case, and assigns anew what tokens and places are
-    left. Needs SciPy; UserError without it, or without such examples.
+    many. The other blanks get their likeliest token. Needs SciPy; UserError without it, or without such examples.
     """
-    if not find_spec("scipy"):
-        raise UserError("decoding by assignment needs SciPy: pip install scipy, or leave out 'assignment'")
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as e:
+        raise UserError("decoding by assignment needs SciPy: pip install scipy, or leave out 'assignment'") from e
     if any("slots" not in e.meta or "choices" not in e.meta for e in examples):
         raise UserError("this task does not say which tokens go where: leave out the decoder 'assignment'")
-    rows, choices = [list(e.prompt) for e in examples], [list(e.meta["choices"]) for e in examples]
-    left = [list(range(len(e.blanks))) for e in examples]  # blanks without a token
-    while todo := [i for i, blanks in enumerate(left) if blanks]:
-        tokens, lengths = left_pad([rows[i] for i in todo])
-        tokens, blank = tokens.to(net.emb.weight.device), torch.zeros(tokens.shape, dtype=torch.bool)
-        for row, i in zip(blank, todo, strict=True):
-            row[[examples[i].blanks[b] - len(rows[i]) for b in left[i]]] = True
-        logits = logits_at(net, seed, tokens, lengths, blank.to(tokens.device), mask_id).cpu()
-        for i, logp in zip(todo, logits.log_softmax(-1).split([len(left[i]) for i in todo]), strict=True):
-            e, slots = examples[i], [n for n, b in enumerate(left[i]) if b in examples[i].meta["slots"]]
-            best = assigned(logp, slots, choices[i])
-            sure = logp.gather(-1, best[:, None])[:, 0].exp()
-            keep = (sure >= threshold) | (sure == sure.max())
-            for n in keep.nonzero()[:, 0].tolist():
-                rows[i][e.blanks[left[i][n]]] = best[n].item()
-                if n in slots:
-                    choices[i].remove(best[n].item())
-            left[i] = [b for n, b in enumerate(left[i]) if not keep[n]]
-    return [[row[p] for p in e.blanks] for e, row in zip(examples, rows, strict=True)]
+    tokens, lengths = left_pad([e.prompt for e in examples])
+    tokens, blank = tokens.to(net.emb.weight.device), torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, e in zip(blank, examples, strict=True):
+        row[[p - len(e.prompt) for p in e.blanks]] = True
+    all_logits, out = logits_at(net, seed, tokens, lengths, blank.to(tokens.device), mask_id), []
+    for e, logits in zip(examples, all_logits.split([len(e.blanks) for e in examples]), strict=True):
+        answer, logp = logits.argmax(-1).tolist(), logits.log_softmax(-1).cpu().numpy()
+        slots, choices = e.meta["slots"], e.meta["choices"]
+        for i, j in zip(*linear_sum_assignment(-logp[slots][:, choices]), strict=True):
+            answer[slots[i]] = choices[j]
+        out.append(answer)
+    return out
