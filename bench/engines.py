@@ -25,11 +25,11 @@ class Ours:
     def __init__(self, job):
         import torch
 
-        from common.machine import keep_freed_memory
+        from common.machine import at_its_best
         from model import RWKV7
         from wkv_cuda import describe
 
-        keep_freed_memory()
+        at_its_best()
         torch.set_num_threads(job["threads"])
         torch.set_grad_enabled(False)
         dtype = torch.bfloat16 if job["precision"] == "bf16" else torch.float32
@@ -131,11 +131,11 @@ class Training:
         import model
         from bench.operators import fla_cuda, whole
         from common.loss import head_loss
-        from common.machine import keep_freed_memory
+        from common.machine import at_its_best
         from wkv_cuda import describe
         from wkv_cuda.reference import wkv7_chunked
 
-        keep_freed_memory()
+        at_its_best()
         torch.set_num_threads(job["threads"])
         torch.manual_seed(0)
         if job["operator"] == "compiled":

@@ -17,14 +17,14 @@ import torch
 
 from common.errors import UserError
 from common.files import replacing
-from common.machine import keep_freed_memory, processor_name
+from common.machine import at_its_best, processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def cli(main: Callable[[], None]) -> None:
     """Run a script's main(): what the user can mend is one sentence and exit code 1, anything else a traceback."""
-    keep_freed_memory()
+    at_its_best()
     try:
         main()
     except UserError as e:

@@ -1,4 +1,4 @@
-"""The fused head and cross-entropy, and the choice of a dtype."""
+"""The fused head and cross-entropy, the choice of a dtype, and products at full speed."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import common.loss
+from common import machine
 from common.loss import head_loss
-from common.machine import faster_dtype, keep_freed_memory
+from common.machine import faster_dtype, keep_freed_memory, multiply_at_full_width
 
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 3, 100])
@@ -68,3 +69,34 @@ def test_keeping_freed_memory_changes_no_result():
     x = torch.arange(10**6, dtype=torch.float32)
     for _ in range(3):
         assert (x * 2).sum().item() == pytest.approx(999999.0 * 1e6, rel=1e-6)
+
+
+@pytest.fixture
+def precision():
+    """The setting that is changed, which is put back."""
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    yield setting
+    setting.fp32_precision = before
+
+
+@pytest.mark.parametrize("processor", ["AMD EPYC", "another"])
+def test_products_stay_those_of_float32(processor, monkeypatch, precision):
+    monkeypatch.setattr(machine, "processor_name", lambda: processor)
+    before = precision.fp32_precision
+    multiply_at_full_width()
+    assert processor.startswith("AMD") or precision.fp32_precision == before
+    for M, K, N in ((1, 128, 128), (33, 20, 17), (1536, 128, 512), (96, 768, 3072)):
+        a, b, g = torch.randn(M, K), torch.randn(N, K), torch.randn(M, N)
+        for x, y in ((a, b.T), (g, b), (a.T, g)):
+            error = (x @ y - x.double() @ y.double()).abs() / (x.abs().double() @ y.abs().double())
+            assert error.max() < 2e-6  # bf16 has 4e-3
+
+
+def test_products_that_would_be_rounded_to_bf16_are_left_as_they_were(monkeypatch, precision):
+    monkeypatch.setattr(machine, "processor_name", lambda: "AMD with matrix units")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *a: full(*a).bfloat16().float())
+    multiply_at_full_width()
+    assert precision.fp32_precision == "none"
