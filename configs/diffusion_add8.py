@@ -10,11 +10,11 @@ with one (two seeds); long carries are wrong in both arms.
 """
 
 task = "infill"
-task_args = {"kind": "add", "n_digits": 8, "n_least": 1, "n_blanks": 9}
+task_args = {"kind": "add", "n_digits": 8, "n_blanks": 9, "ease": 2}
 tokenizer = "chars:0123456789+=_#"
 mask = "random"
 n_layer = 4
-max_steps = 4000
+max_steps = 2000
 arms = ["off", "on"]
 decoders = ["one pass", "iterative"]
 more_sets = {"middle": {"n_blanks": 4}, "fresh": {}}

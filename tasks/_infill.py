@@ -143,11 +143,12 @@ def constr(random, n: int, m: int) -> Row:
     return f"P={p}|M=", (p[-1] + r[:2] * n)[:n], f"|R={r[:2]}"
 
 
-def add(random, n: int, m: int, least: int = 0) -> Row:
-    """least: the last `least` to n digits of each number are random, those in front of them zeros; 0 = all are."""
+def add(random, n: int, m: int, ease: int = 0) -> Row:
+    """ease: at a share of the places, the largest of so many uniform draws, one of the two digits is 0."""
     a, b = digits(random, n), digits(random, n)
-    if least:
-        a, b = (x[-k:].zfill(n) for x, k in zip((a, b), random.integers(least, n + 1, 2), strict=True))
+    if ease:
+        easy, of_a = random.random(n) < random.random(ease).max(), random.random(n) < 0.5
+        a, b = ("".join(np.where(easy & zero, "0", list(x))) for x, zero in ((a, of_a), (b, ~of_a)))
     c, start = f"{int(a) + int(b):0{n + 1}}", (n + 1 - m) // 2
     return f"{a}+{b}={c[:start]}", c[start : start + m], c[start + m :]
 

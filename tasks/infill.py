@@ -62,7 +62,7 @@ def build(
     n_val: int,
     kind: str = "rightcopy",  # one of those above
     n_digits: int = 8,  # of each random number (parity: bits of a block); -1 = as published for the kind
-    n_least: int = 0,  # add: in training, numbers of n_least to n_digits digits with zeros in front; 0 = all n_digits
+    ease: int = 0,  # add: training rows have easy places, where a number has a 0; the more, the higher; 0 = none
     n_blanks: int = 4,  # add, index: digits to fill in
     n_parts: int = -1,  # parity: blocks, poscopy: times, retr: pairs; -1 = as published: 4, 3, 4
 ) -> Task:
@@ -77,10 +77,10 @@ def build(
         raise UserError(f"infill kind={kind} takes n_digits of {what.least} to {what.most}, not {n}")
     if what.m and not 1 <= m <= what.most_m(n):
         raise UserError(f"infill kind={kind} with n_digits={n} takes {name} of 1 to {what.most_m(n)}, not {m}")
-    if n_least and kind != "add":
-        raise UserError(f"infill kind={kind} takes no n_least: only the numbers of kind=add can start with zeros")
-    if not 0 <= n_least <= n:
-        raise UserError(f"infill kind={kind} with n_digits={n} takes n_least of 0 to {n}, not {n_least}")
+    if ease and kind != "add":
+        raise UserError(f"infill kind={kind} takes no ease: only a sum, kind=add, has places that are easy")
+    if ease < 0:
+        raise UserError(f"infill kind=add with ease={ease}: use 0 for random digits, or 1 or more")
     alphabet = what.alphabet + ascii_lowercase[:m] if kind == "retr" else what.alphabet
     if tok.mask_id is None:
         raise UserError(f"infill needs a mask token, tokenizer {tok.name!r} has none: use 'chars:{alphabet}_#'")
@@ -90,8 +90,8 @@ def build(
         return example(ids, tok.mask_id, what.draw(random, n, m, **options), what.bag)
 
     train, val = generate(draw, seed, n_train, n_val)
-    if n_least:  # an easy way in: where one number is zero, a sum is a copy
-        train, _ = generate(lambda random: draw(random, least=n_least), seed, n_train, 1)
+    if ease:  # an easy way in: where one number has a 0, a sum is a copy, but for a carry
+        train, _ = generate(lambda random: draw(random, ease=ease), seed, n_train, 1)
     levels = {"chance": what.chance, "causal ceiling": what.ceiling(n, m)}
     if best := what.best(n):
         levels["ceiling"] = best

@@ -141,19 +141,27 @@ def test_what_assignment_needs(kind):
         assert sorted(ord(c) for c in shown[1] if c.isdigit()) == e.meta["choices"]
 
 
-def test_zeros_in_front_of_training_rows():
-    options = dict(kind="add", n_digits=4, n_blanks=3)
-    task, one = (tasks.build("infill", BYTES, 5, 400, 40, **options, **o) for o in ({"n_least": 2}, {}))
+def test_easy_places_of_training_rows():
+    options = dict(kind="add", n_digits=8, n_blanks=9)
+    plain, once, often = (tasks.build("infill", BYTES, 5, 400, 40, **options, ease=ease) for ease in (0, 1, 4))
     pattern, solve = SOLVERS["add"]
-    numbers = []
-    for e in task.train:
-        assert solve(*re.fullmatch(pattern, visible(e)).groups()) == text_of(e.answer)
-        numbers.append(visible(e).split("=")[0].split("+"))
-    assert {len(x) for row in numbers for x in row} == {4}
-    zeros = [sum(x.startswith("00") for x in row) for row in numbers]  # a third of the numbers, and a few by chance
-    assert 0.25 < sum(zeros) / 800 < 0.45
-    assert set(zeros) == {0, 1, 2}, "each number has its own"
-    assert fingerprint(task.val) == fingerprint(one.val), "those that are evaluated have n_digits"
+
+    def easy(task):  # for each row, the places where a number has a 0
+        rows = []
+        for e in task.train:
+            assert solve(*re.fullmatch(pattern, visible(e)).groups()) == text_of(e.answer)
+            a, b = visible(e).split("=")[0].split("+")
+            assert len(a) == len(b) == 8
+            assert a.count("0") < 8 or b.count("0") < 8
+            rows.append(sum("0" in both for both in zip(a, b, strict=True)))
+        return rows
+
+    assert sum(easy(plain)) / 3200 == pytest.approx(0.19, abs=0.03)
+    assert sum(easy(once)) / 3200 == pytest.approx(1 - 0.81 / 2, abs=0.04)  # the share is 1/2 in the mean
+    assert sum(easy(often)) / 3200 == pytest.approx(1 - 0.81 / 5, abs=0.04)  # 4/5
+    assert {0, 8} <= set(easy(once)), "each row has its own share"
+    assert fingerprint(often.val) == fingerprint(plain.val), "those that are evaluated are random"
+    assert not {e.id for e in often.train} & {e.id for e in often.val}
 
 
 def test_recorded_rows_stay():
@@ -172,8 +180,8 @@ def test_recorded_rows_stay():
         ({"kind": "add", "n_blanks": 0}, "takes n_blanks of 1 to 9, not 0"),
         ({"kind": "perm", "n_digits": 11}, "takes n_digits of 1 to 10, not 11"),
         ({"kind": "retr", "n_parts": 27}, "takes n_parts of 1 to 26, not 27"),
-        ({"kind": "add", "n_least": 9}, "takes n_least of 0 to 8, not 9"),
-        ({"kind": "inter", "n_least": 1}, "kind=inter takes no n_least"),
+        ({"kind": "add", "ease": -1}, "ease=-1: use 0 for random digits, or 1 or more"),
+        ({"kind": "inter", "ease": 1}, "kind=inter takes no ease"),
         ({"kind": "parity", "n_parts": 0}, "takes n_parts of 1 to 256, not 0"),
     ],
 )
