@@ -152,7 +152,6 @@ def test_easy_places_of_training_rows():
             assert solve(*re.fullmatch(pattern, visible(e)).groups()) == text_of(e.answer)
             a, b = visible(e).split("=")[0].split("+")
             assert len(a) == len(b) == 8
-            assert a.count("0") < 8 or b.count("0") < 8
             rows.append(sum("0" in both for both in zip(a, b, strict=True)))
         return rows
 
