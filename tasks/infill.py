@@ -62,7 +62,7 @@ def build(
     n_val: int,
     kind: str = "rightcopy",  # one of those above
     n_digits: int = 8,  # of each random number (parity: bits of a block); -1 = as published for the kind
-    ease: int = 0,  # add: training rows have easy places, where a number has a 0; the more, the higher; 0 = none
+    ease: int = 0,  # add: in training one number has a 0 at ease / (ease + 1) of the places on average; 0 = by chance
     n_blanks: int = 4,  # add, index: digits to fill in
     n_parts: int = -1,  # parity: blocks, poscopy: times, retr: pairs; -1 = as published: 4, 3, 4
 ) -> Task:
