@@ -5,8 +5,8 @@
 At a share of the places of a training row, drawn for the row, one of the two digits is 0, and any share of the blanks
 is shown: there a sum is a copy, but for a carry, which is learnt first, and from there the table and the carries.
 Without such places eight digits stay at chance (diffusion_add.py). Evaluated on numbers with eight random digits;
-`middle` are the four blanks that were published. On one CPU thread about 6 minutes; right digits .98 in both arms, in
-rounds .98 without a seed and 1.00 with one; long carries are wrong in some rows.
+`middle` are the four blanks that were published. On one CPU thread about 6 minutes; right digits .98 without a
+seed, .98 and .99 with one, in rounds 1.00 (two seeds); long carries are wrong in some rows.
 """
 
 task = "infill"
