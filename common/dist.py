@@ -1,6 +1,7 @@
 """The few collective operations that data-parallel training needs; all of them do nothing in a single process."""
 
 import atexit
+import importlib
 import os
 
 import torch
@@ -29,6 +30,10 @@ def init(device: str, threads: int) -> tuple[int, int, torch.device]:
     if (device := device_type(device)) == "cuda":
         torch.cuda.set_device(local)
     if world > 1:
+        # gloo's threads must have ended when Python does: one that still holds the last collective's tensors aborts the
+        # process (pytorch pull request 179291). They end with the group, which that module, first imported by a later
+        # optimizer, would keep alive for good: its default arguments take the group of the time of the import.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     return int(os.environ.get("RANK", 0)), world, torch.device(device, local if device == "cuda" else None)

@@ -116,6 +116,17 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny):
     assert len(rows(run)) == step
 
 
+def two_processes(*args):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    done = subprocess.run([*torchrun, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(os.name == "nt", reason="torchrun with gloo")
 def test_two_processes_and_micro_batches_give_the_same_losses(tiny, script):
     def losses(run):
@@ -123,19 +134,35 @@ def test_two_processes_and_micro_batches_give_the_same_losses(tiny, script):
 
     assert script(tiny, f"--out_dir={tiny.parent / 'one'}")[0] is None
     assert script(tiny, "--micro_bsz=3", f"--out_dir={tiny.parent / 'micro'}")[0] is None
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    env = dict(os.environ, OMP_NUM_THREADS="1")
-    args = [*torchrun, "train_sft.py", str(tiny), f"--out_dir={tiny.parent / 'two'}"]
-    two = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
-    assert two.returncode == 0, two.stderr
+    two_processes("train_sft.py", tiny, f"--out_dir={tiny.parent / 'two'}")
     want = losses(only(tiny.parent / "one"))
     for name in ("micro", "two"):
         got = losses(only(tiny.parent / name))
         assert got[0] == pytest.approx(want[0], rel=2e-5)
         assert got[1] == pytest.approx(want[1], abs=0.03)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by their names in /proc")
+def test_no_thread_of_the_process_group_outlives_it(tmp_path):
+    # One that is busy with the last collective's tensors while Python ends aborts the process, once in ten runs.
+    (tmp_path / "ends.py").write_text("""
+import atexit, pathlib, torch
+from common import dist
+
+def gloo():
+    return sum("gloo" in p.read_text() for p in pathlib.Path("/proc/self/task").glob("*/comm"))
+
+atexit.register(lambda: print(f"at the end {gloo()}\\n", end=""))  # what is registered first is called last
+_, _, device = dist.init("cpu", 1)
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.AdamW([weight])  # imports much that takes hold of the process group
+weight.sum().backward()
+dist.sum_gradients([weight])
+optimizer.step()
+print(f"before {gloo() > 0}, sum {weight.grad.tolist()}\\n", end="")
+""")
+    out = two_processes(tmp_path / "ends.py").splitlines()
+    assert sorted(line for line in out if line) == ["at the end 0"] * 2 + ["before True, sum [2.0, 2.0]"] * 2
 
 
 def test_train_only_the_seed_leaves_the_model_alone(tiny, script):
