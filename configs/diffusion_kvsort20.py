@@ -4,9 +4,9 @@
 
 Trained on 16 to 20 pairs, evaluated on 20 (as published) and on 12 and 24, which were never trained: rows are longer
 than diffusion_kvsort.py's and have two to three times as many blanks. 4 layers, the seeded arm alone (the other one's
-ceiling is computed, and it stays there), 40 minutes on one CPU thread: whole rows in rounds .63 and 1.00 (two seeds), as
-an assignment (pip install scipy) .985 and 1.00. With --max_steps=2000, 10 minutes: .155 to .605 in rounds (four runs).
-Published: 8 layers, 2400 steps of 256 rows, exact 0 -> 1.
+ceiling is computed, and it stays there), 40 minutes on one CPU thread: whole rows in rounds .63 and 1.00 (two seeds),
+as an assignment (pip install scipy) .985 and 1.00. With --max_steps=2000, 10 minutes: .155 to .605 in rounds (four
+runs). Published: 8 layers, 2400 steps of 256 rows, exact 0 -> 1.
 """
 
 task = "permute"
